@@ -1,0 +1,49 @@
+"""Kernels for dataset condensation as PyTorch ops.
+
+Real rows come first, synthetic rows second, everywhere::
+
+    import decoct
+    loss = decoct.mmd(real, synthetic)                                        # (N, D), (M, D) -> scalar
+    loss = decoct.mmd(real, synthetic, x_offsets=..., y_offsets=..., xx=False).sum()   # all classes in one
+    call
+"""
+
+import importlib
+import logging
+from typing import Any
+
+from decoct import compat, kernels, ops, reference
+from decoct.losses import MMDLoss
+from decoct.ops import kernel_matvec, kernel_mean, mean_bandwidth, median_bandwidth, mmd
+from decoct.segments import Segments
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MMDLoss",
+    "Segments",
+    "compat",
+    "kernel_matvec",
+    "kernel_mean",
+    "kernels",
+    "mean_bandwidth",
+    "median_bandwidth",
+    "mmd",
+    "ops",
+    "reference",
+]
+
+logging.getLogger("decoct").addHandler(logging.NullHandler())
+
+# The layers above the ops cost import time that a library which wants only losses should not pay.
+_LAZY = ("objectives", "condense", "tasks")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"decoct.{name}")
+    raise AttributeError(f"module 'decoct' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

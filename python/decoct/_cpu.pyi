@@ -1,0 +1,101 @@
+import numpy as np
+import numpy.typing as npt
+
+class Matrix:
+    def __init__(self, pointer: int, rows: int, columns: int, stride: int, dtype: str) -> None: ...
+
+class Kernel:
+    def __init__(
+        self, profile: str, parameter: float, offset: float, degree: int, scales: list[float]
+    ) -> None: ...
+
+def isa() -> str: ...
+def info() -> dict[str, object]: ...
+def plan(
+    *,
+    op: str,
+    x: Matrix,
+    y: Matrix,
+    x_offsets: Matrix,
+    y_offsets: Matrix,
+    need: int,
+    terms: int,
+    columns: int,
+    threads: int,
+) -> tuple[npt.NDArray[np.int32], int]: ...
+def kernel_sums(
+    *,
+    x: Matrix,
+    y: Matrix,
+    a: Matrix | None,
+    b: Matrix | None,
+    x_offsets: Matrix,
+    y_offsets: Matrix,
+    coefficients: Matrix,
+    bandwidth: Matrix,
+    bandwidth_from_data: bool,
+    kernel: Kernel,
+    need: int,
+    value: Matrix,
+    grad_x: Matrix | None,
+    grad_y: Matrix | None,
+    grad_a: Matrix | None,
+    grad_b: Matrix | None,
+    schedule: Matrix,
+    workspace: Matrix,
+    threads: int,
+    stream: int,
+) -> None: ...
+def kernel_sums_hvp(
+    *,
+    x: Matrix,
+    y: Matrix,
+    a: Matrix | None,
+    b: Matrix | None,
+    x_offsets: Matrix,
+    y_offsets: Matrix,
+    coefficients: Matrix,
+    bandwidth: Matrix,
+    kernel: Kernel,
+    need: int,
+    tangent_x: Matrix | None,
+    tangent_y: Matrix | None,
+    tangent_a: Matrix | None,
+    tangent_b: Matrix | None,
+    out_x: Matrix | None,
+    out_y: Matrix | None,
+    out_a: Matrix | None,
+    out_b: Matrix | None,
+    schedule: Matrix,
+    workspace: Matrix,
+    threads: int,
+    stream: int,
+) -> None: ...
+def kernel_matvec(
+    *,
+    x: Matrix,
+    y: Matrix,
+    v: Matrix,
+    x_offsets: Matrix,
+    y_offsets: Matrix,
+    bandwidth: Matrix,
+    kernel: Kernel,
+    out: Matrix,
+    schedule: Matrix,
+    workspace: Matrix,
+    threads: int,
+    stream: int,
+) -> None: ...
+def segment_sums(
+    *, x: Matrix, a: Matrix | None, offsets: Matrix, out: Matrix, threads: int, stream: int
+) -> None: ...
+def mean_bandwidth(
+    *,
+    x: Matrix,
+    y: Matrix,
+    x_offsets: Matrix,
+    y_offsets: Matrix,
+    bandwidth: Matrix,
+    threads: int,
+    stream: int,
+) -> None: ...

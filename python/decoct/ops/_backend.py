@@ -1,0 +1,169 @@
+"""The table of compiled engines, and what they are called with."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch  # before the engine, so that both share torch's OpenMP runtime
+from torch import Tensor
+
+__all__ = [
+    "as_matrix",
+    "backend_for",
+    "backends",
+    "compute_dtype",
+    "engine_kernel",
+    "offsets_or_uniform",
+    "readable",
+    "schedule",
+    "stream_of",
+]
+
+X, Y, A, B = 1, 2, 4, 8
+"""Bits of a `need` mask: which gradients an op computes."""
+XX, XY, YY = 1, 2, 4
+"""Bits of a `terms` mask: which of the three sums an op computes."""
+
+
+def _available() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for device_type, name in (("cpu", "decoct._cpu"), ("cuda", "decoct._cuda")):
+        if importlib.util.find_spec(name) is not None:
+            found[device_type] = importlib.import_module(name)
+    return found
+
+
+backends: dict[str, Any] = _available()
+"""Device type -> compiled module. Ops look their engine up here at every call, so an entry can be swapped."""
+
+
+def backend_for(op: str, device: torch.device) -> ModuleType | Any:
+    """The engine of a device, or a RuntimeError that says how to get one."""
+    engine = backends.get(device.type)
+    if engine is not None:
+        return engine
+    if device.type == "cpu":
+        raise RuntimeError(
+            f"{op}: decoct's compiled module decoct._cpu is missing; "
+            "reinstall it: pip install --force-reinstall --no-deps decoct"
+        )
+    if device.type == "cuda":
+        raise RuntimeError(
+            f"{op}: x is on {device}, and this build of decoct has no CUDA kernels; with a CUDA toolkit on "
+            "PATH rebuild it: pip install --force-reinstall --no-deps --no-binary decoct decoct "
+            "(or pass x.cpu())"
+        )
+    raise RuntimeError(f"{op}: no kernels for device {device}; pass x.cpu()")
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What rows of a dtype are computed in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def readable(tensor: Tensor) -> Tensor:
+    """The tensor, copied only if an engine cannot read its rows in place (unit stride in a row, no
+    overlap)."""
+    if tensor.dim() == 1:
+        return tensor if tensor.shape[0] <= 1 or tensor.stride(0) == 1 else tensor.contiguous()
+    rows, columns = tensor.shape
+    if (columns <= 1 or tensor.stride(1) == 1) and (rows <= 1 or tensor.stride(0) >= columns):
+        return tensor
+    return tensor.contiguous()
+
+
+def as_matrix(engine: Any, tensor: Tensor | None) -> Any:
+    """A view of a readable tensor for an engine; vectors become one column. The caller keeps the tensor
+    alive."""
+    if tensor is None:
+        return None
+    if tensor.dim() == 1:
+        rows, columns, stride = tensor.shape[0], 1, 1
+    else:
+        rows, columns = tensor.shape
+        stride = tensor.stride(0) if rows > 1 else columns
+    return engine.Matrix(tensor.data_ptr(), rows, columns, stride, str(tensor.dtype)[6:])
+
+
+@functools.lru_cache(maxsize=256)
+def _kernel(engine: Any, spec: tuple[Any, ...], scales: tuple[float, ...]) -> Any:
+    return engine.Kernel(*spec, list(scales))
+
+
+def engine_kernel(engine: Any, spec: Sequence[Any]) -> Any:
+    """The engine's form of a kernel, from the fields of a KernelSpec."""
+    return _kernel(engine, tuple(spec[:-1]), tuple(spec[-1]))
+
+
+@functools.lru_cache(maxsize=256)
+def _uniform_offsets(rows: int, segments: int) -> Tensor:
+    return torch.arange(segments + 1, dtype=torch.int64) * (rows // segments if segments else 0)
+
+
+def offsets_or_uniform(offsets: Tensor | None, rows: int, segments: int) -> Tensor:
+    """Host offsets; None stands for equal segments."""
+    return _uniform_offsets(rows, segments) if offsets is None else offsets.contiguous()
+
+
+@functools.lru_cache(maxsize=512)
+def _plan(
+    engine: Any,
+    op: str,
+    rows: tuple[int, int, int],
+    dtype: str,
+    offsets: tuple[bytes, bytes],
+    masks: tuple[int, int],
+    columns: int,
+    threads: int,
+    device: torch.device,
+) -> tuple[Tensor, int]:
+    n, m, d = rows
+    x_offsets, y_offsets = (torch.frombuffer(bytearray(part), dtype=torch.int64) for part in offsets)
+    layout, workspace = engine.plan(
+        op=op,
+        x=engine.Matrix(0, n, d, d, dtype),
+        y=engine.Matrix(0, m, d, d, dtype),
+        x_offsets=as_matrix(engine, x_offsets),
+        y_offsets=as_matrix(engine, y_offsets),
+        need=masks[0],
+        terms=masks[1],
+        columns=columns,
+        threads=threads,
+    )
+    return torch.from_numpy(layout.reshape(-1)).to(device), int(workspace)
+
+
+def schedule(
+    engine: Any,
+    op: str,
+    x: Tensor,
+    y: Tensor,
+    x_offsets: Tensor,
+    y_offsets: Tensor,
+    *,
+    need: int,
+    terms: int,
+    columns: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """The engine's schedule for these shapes (the latest ones are kept) and fresh scratch memory for it."""
+    layout, size = _plan(
+        engine,
+        op,
+        (x.shape[0], y.shape[0], x.shape[1]),
+        str(x.dtype)[6:],
+        (x_offsets.numpy().tobytes(), y_offsets.numpy().tobytes()),
+        (need, terms),
+        columns,
+        torch.get_num_threads(),
+        x.device,
+    )
+    return layout, torch.empty(size, dtype=torch.uint8, device=x.device)
+
+
+def stream_of(device: torch.device) -> int:
+    """torch's current stream on a device as an integer; 0 on the CPU."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0

@@ -1,0 +1,197 @@
+"""The registered op behind `kernel_matvec`: K(x, y) @ v inside each segment.
+
+Its derivatives are kernel ops again: the one of v is the transposed product, those of x and y are, for each
+column, the gradient of sum_ij g_i v_j k(x_i, y_j), which `kernel_sums` computes and differentiates once more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decoct.ops import _transforms
+from decoct.ops._backend import (
+    XY,
+    A,
+    B,
+    X,
+    Y,
+    as_matrix,
+    backend_for,
+    compute_dtype,
+    engine_kernel,
+    offsets_or_uniform,
+    readable,
+    schedule,
+    stream_of,
+)
+from decoct.ops._registry import KERNEL_SCHEMA, register
+from decoct.ops._sums import hvp, kernel_sums
+
+__all__ = ["matvec"]
+
+_LAYOUT = "rrroosr-----"
+
+
+def _implementation(
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    x_offsets: Tensor | None,
+    y_offsets: Tensor | None,
+    segments: int,
+    bandwidth: Tensor,
+    *kernel: Any,
+) -> Tensor:
+    engine = backend_for("kernel_matvec", x.device)
+    out = torch.zeros((x.shape[0], v.shape[1]), dtype=compute_dtype(x.dtype), device=x.device)
+    if segments == 0 or v.shape[1] == 0:
+        return out
+    x, y, v, lengths = readable(x), readable(y), readable(v), bandwidth.contiguous()
+    x_ends = offsets_or_uniform(x_offsets, x.shape[0], segments)
+    y_ends = offsets_or_uniform(y_offsets, y.shape[0], segments)
+    layout, scratch = schedule(engine, "matvec", x, y, x_ends, y_ends, need=0, terms=XY, columns=v.shape[1])
+    engine.kernel_matvec(
+        x=as_matrix(engine, x),
+        y=as_matrix(engine, y),
+        v=as_matrix(engine, v),
+        x_offsets=as_matrix(engine, x_ends),
+        y_offsets=as_matrix(engine, y_ends),
+        bandwidth=as_matrix(engine, lengths),
+        kernel=engine_kernel(engine, kernel),
+        out=as_matrix(engine, out),
+        schedule=as_matrix(engine, layout),
+        workspace=as_matrix(engine, scratch),
+        threads=torch.get_num_threads(),
+        stream=stream_of(x.device),
+    )
+    return out
+
+
+def _fake(x: Tensor, y: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty((x.shape[0], v.shape[1]), dtype=compute_dtype(x.dtype))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, y, v, x_offsets, y_offsets, segments, bandwidth, *kernel = inputs
+    ctx.save_for_backward(x, y, v, x_offsets, y_offsets, bandwidth)
+    ctx.segments, ctx.kernel = segments, kernel
+
+
+def _cross_only(bandwidth: Tensor, segments: int) -> Tensor:
+    """Coefficients that select sum_ij a_i b_j k(x_i, y_j)."""
+    row = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    return row.to(bandwidth.device).expand(segments, 3)
+
+
+def _backward(ctx: Any, bar: Tensor) -> Any:
+    x, y, v, x_offsets, y_offsets, bandwidth = ctx.saved_tensors
+    wants_x, wants_y, wants_v = ctx.needs_input_grad[:3]
+    grad_x, grad_y, grad_v = None, None, None
+    if wants_v:
+        grad_v = matvec(y, x, bar, y_offsets, x_offsets, ctx.segments, bandwidth, *ctx.kernel)
+    need = (X if wants_x else 0) | (Y if wants_y else 0)
+    if need:
+        coefficients = _cross_only(bandwidth, ctx.segments)
+        if _transforms.active():  # forward over reverse moves all of them
+            parts_moved = zip((X, Y, A, B), (x, y, bar, v), strict=True)
+            need |= sum(bit for bit, tensor in parts_moved if _transforms.needs_gradient(tensor))
+        for column in range(v.shape[1]):
+            parts = kernel_sums(
+                x,
+                y,
+                bar[:, column],
+                v[:, column],
+                x_offsets,
+                y_offsets,
+                ctx.segments,
+                coefficients,
+                bandwidth,
+                *ctx.kernel,
+                XY,
+                need,
+            )
+            grad_x = _plus(grad_x, parts[2]) if wants_x else None
+            grad_y = _plus(grad_y, parts[3]) if wants_y else None
+        grad_x, grad_y = (g if g is None else g.to(x.dtype) for g in (grad_x, grad_y))
+        if v.shape[1] == 0:
+            grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
+    return grad_x, grad_y, grad_v, *[None] * 9
+
+
+def _plus(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total + part
+
+
+_matvec_op = register(
+    "kernel_matvec(Tensor x, Tensor y, Tensor v, Tensor? x_offsets, Tensor? y_offsets, int segments, "
+    f"Tensor bandwidth, {KERNEL_SCHEMA}) -> Tensor",
+    _implementation,
+    _fake,
+    _backward,
+    _setup_context,
+)
+
+
+class _MatvecFunction(torch.autograd.Function):
+    """`kernel_matvec` under torch.func and forward-mode AD."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        return _matvec_op(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:5], inputs[6])
+
+    backward = staticmethod(_backward)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        x, y, v, x_offsets, y_offsets, bandwidth = ctx.saved_tensors
+        moved = list(tangents[:2])
+        out: Tensor | None = None
+        if tangents[2] is not None:
+            out = matvec(x, y, tangents[2], x_offsets, y_offsets, ctx.segments, bandwidth, *ctx.kernel)
+        if all(tangent is None for tangent in moved):
+            return out
+        moved = [None if t is None else t.to(compute_dtype(x.dtype)) for t in moved]
+        # The derivative of sum_ij a_i v_j k(x_i, y_j) by a is the product, its derivative along the tangents
+        # is ours.
+        ones, columns = torch.ones_like(x[:, 0], dtype=v.dtype), []
+        for column in range(v.shape[1]):
+            parts = hvp(
+                x,
+                y,
+                ones,
+                v[:, column],
+                x_offsets,
+                y_offsets,
+                ctx.segments,
+                _cross_only(bandwidth, ctx.segments),
+                bandwidth,
+                *ctx.kernel,
+                XY,
+                *moved,
+                None,
+                None,
+                A,
+            )
+            columns.append(parts[2])
+        along = torch.stack(columns, 1) if columns else torch.zeros_like(x[:, :0], dtype=v.dtype)
+        return _plus(out, along)
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *arguments: Any) -> Any:
+        folded = _transforms.fold(_LAYOUT, info.batch_size, dims, arguments)
+        return _transforms.unfold(info.batch_size, _transforms.run(_MatvecFunction, *folded))
+
+
+def matvec(*arguments: Any) -> Tensor:
+    """The registered op, or its twin where a function transform is active."""
+    if _transforms.active():
+        return _transforms.run(_MatvecFunction, *arguments)  # type: ignore[no-any-return]
+    return _matvec_op(*arguments)  # type: ignore[no-any-return]

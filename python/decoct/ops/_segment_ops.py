@@ -1,0 +1,186 @@
+"""Registered ops that reduce the rows of a segment: weighted sums, and the bandwidth rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decoct.ops import _transforms
+from decoct.ops._backend import as_matrix, backend_for, compute_dtype, offsets_or_uniform, readable, stream_of
+from decoct.ops._registry import refuse, register
+from decoct.ops._rows import lengths, segment_totals, spread
+
+__all__ = ["mean_rule", "median_rule", "segment_sums"]
+
+MEDIAN_ROWS = 4096
+SMALLEST_SQUARE = 1e-10
+"""Floor of the mean or median squared distance, so that equal rows leave a usable length."""
+
+
+# ---- segment_sums: sum of a_i x_i over a segment, or the mean without weights
+
+
+def _sums(x: Tensor, a: Tensor | None, offsets: Tensor | None, segments: int) -> Tensor:
+    engine = backend_for("segment_sums", x.device)
+    out = x.new_zeros((segments, x.shape[1]), dtype=compute_dtype(x.dtype))
+    rows, weights = readable(x), None if a is None else readable(a)
+    host = offsets_or_uniform(offsets, x.shape[0], segments)
+    if segments > 0:
+        engine.segment_sums(
+            x=as_matrix(engine, rows),
+            a=as_matrix(engine, weights),
+            offsets=as_matrix(engine, host),
+            out=as_matrix(engine, out),
+            threads=torch.get_num_threads(),
+            stream=stream_of(x.device),
+        )
+    return out
+
+
+def _sums_fake(x: Tensor, a: Tensor | None, offsets: Tensor | None, segments: int) -> Tensor:
+    return x.new_empty((segments, x.shape[1]), dtype=compute_dtype(x.dtype))
+
+
+def _sums_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, a, offsets, segments = inputs
+    ctx.save_for_backward(x, a, offsets)
+    ctx.segments = segments
+
+
+def _sums_backward(ctx: Any, bar: Tensor) -> Any:
+    x, a, offsets = ctx.saved_tensors
+    rows = spread(bar, offsets, x.shape[0], ctx.segments)
+    if a is None:
+        count = lengths(offsets, x.shape[0], ctx.segments, x.device).to(bar.dtype)
+        return (
+            (rows / spread(count, offsets, x.shape[0], ctx.segments)[:, None]).to(x.dtype),
+            None,
+            None,
+            None,
+        )
+    return (a[:, None] * rows).to(x.dtype), (x * rows).sum(-1).to(a.dtype), None, None
+
+
+_sums_op = register(
+    "segment_sums(Tensor x, Tensor? a, Tensor? offsets, int segments) -> Tensor",
+    _sums,
+    _sums_fake,
+    _sums_backward,
+    _sums_setup,
+)
+
+
+def segment_sums(x: Tensor, a: Tensor | None, offsets: Tensor | None, segments: int) -> Tensor:
+    """(C, D) sums of a_i x_i, or means where a is None; zero for an empty segment. Differentiable to any
+    order."""
+    if not _transforms.active():
+        return _sums_op(x, a, offsets, segments)  # type: ignore[no-any-return]
+    rows = x.to(compute_dtype(x.dtype))
+    if a is not None:
+        return segment_totals(a[:, None] * rows, offsets, segments)
+    count = lengths(offsets, x.shape[0], segments, x.device).clamp(min=1)
+    return segment_totals(rows, offsets, segments) / count.to(rows.dtype)[:, None]
+
+
+# ---- the rules that choose a length from the pooled rows of a segment; constants for autograd
+
+
+def _mean(x: Tensor, y: Tensor, x_offsets: Tensor | None, y_offsets: Tensor | None, segments: int) -> Tensor:
+    engine = backend_for("mean_bandwidth", x.device)
+    out = torch.ones(segments, dtype=torch.float64, device=x.device)
+    rows = readable(x), readable(y)
+    hosts = (
+        offsets_or_uniform(x_offsets, x.shape[0], segments),
+        offsets_or_uniform(y_offsets, y.shape[0], segments),
+    )
+    if segments > 0:
+        engine.mean_bandwidth(
+            x=as_matrix(engine, rows[0]),
+            y=as_matrix(engine, rows[1]),
+            x_offsets=as_matrix(engine, hosts[0]),
+            y_offsets=as_matrix(engine, hosts[1]),
+            bandwidth=as_matrix(engine, out),
+            threads=torch.get_num_threads(),
+            stream=stream_of(x.device),
+        )
+    return out
+
+
+def _median_of_rows(rows: Tensor) -> Tensor:
+    if rows.shape[0] < 2:
+        return rows.new_zeros((), dtype=torch.float64)
+    stride = -(-rows.shape[0] // MEDIAN_ROWS)
+    rows = rows[::stride].to(compute_dtype(rows.dtype))
+    # Distances by differences, not by a matrix product: exact, and the same for every number of threads.
+    return torch.pdist(rows).median().to(torch.float64).square()
+
+
+def _median(
+    x: Tensor, y: Tensor, x_offsets: Tensor | None, y_offsets: Tensor | None, segments: int
+) -> Tensor:
+    x_ends = offsets_or_uniform(x_offsets, x.shape[0], segments).tolist()
+    y_ends = offsets_or_uniform(y_offsets, y.shape[0], segments).tolist()
+    squares = torch.zeros(segments, dtype=torch.float64, device=x.device)
+    for c in range(segments):
+        pooled = torch.cat([x[x_ends[c] : x_ends[c + 1]], y[y_ends[c] : y_ends[c + 1]]])
+        squares[c] = _median_of_rows(pooled)
+    return (squares.clamp(min=SMALLEST_SQUARE) / 2).sqrt()
+
+
+def _rule_fake(
+    x: Tensor, y: Tensor, x_offsets: Tensor | None, y_offsets: Tensor | None, segments: int
+) -> Tensor:
+    return x.new_empty((segments,), dtype=torch.float64)
+
+
+_RULE_SCHEMA = "(Tensor x, Tensor y, Tensor? x_offsets, Tensor? y_offsets, int segments) -> Tensor"
+_NO_RULE = "bandwidth rules are constants for autograd"
+_mean_op = register("mean_bandwidth" + _RULE_SCHEMA, _mean, _rule_fake, refuse(_NO_RULE))
+_median_op = register("median_bandwidth" + _RULE_SCHEMA, _median, _rule_fake, refuse(_NO_RULE))
+
+
+class _RuleFunction(torch.autograd.Function):
+    """A bandwidth rule under torch.func and forward-mode AD: batched by folding, constant otherwise."""
+
+    @staticmethod
+    def forward(op: Any, *arguments: Any) -> Tensor:
+        return op(*arguments)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    backward = staticmethod(refuse(_NO_RULE))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        return None
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, op: Any, *arguments: Any) -> Any:
+        folded = _transforms.fold("rroos", info.batch_size, dims[1:], arguments)
+        return _transforms.unfold(info.batch_size, _transforms.run(_RuleFunction, op, *folded))
+
+
+def _rule(op: Any, x: Tensor, y: Tensor, *rest: Any) -> Tensor:
+    x, y = x.detach(), y.detach()
+    if _transforms.active():
+        return _transforms.run(_RuleFunction, op, x, y, *rest).detach()  # type: ignore[no-any-return]
+    return op(x, y, *rest)  # type: ignore[no-any-return]
+
+
+def mean_rule(
+    x: Tensor, y: Tensor, x_offsets: Tensor | None, y_offsets: Tensor | None, segments: int
+) -> Tensor:
+    """s (C,) with 2 s^2 = mean squared distance over ordered pairs i != j of the segment's pooled rows."""
+    return _rule(_mean_op, x, y, x_offsets, y_offsets, segments)
+
+
+def median_rule(
+    x: Tensor, y: Tensor, x_offsets: Tensor | None, y_offsets: Tensor | None, segments: int
+) -> Tensor:
+    """s (C,) with 2 s^2 = median (the lower of two) squared distance over pairs of the segment's pooled rows,
+    of which every ceil(n / 4096)-th is used."""
+    return _rule(_median_op, x, y, x_offsets, y_offsets, segments)

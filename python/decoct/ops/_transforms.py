@@ -1,0 +1,100 @@
+"""torch.func and forward-mode AD over the registered ops.
+
+An op registered with torch.library refuses torch.func.grad and loses the tangent of forward-mode AD without a
+word. While one of these is active, the ops therefore run as autograd functions that know how to be batched
+and pushed forward. Batching folds the new dimension into the segments: a batch of ragged problems is one
+ragged problem. A transform that is traced by torch.compile would lose these rules, so that case raises.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
+
+__all__ = ["active", "fold", "needs_gradient", "run", "unfold"]
+
+
+def _refuse_tracing() -> None:
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            "decoct's ops under torch.func cannot be traced by torch.compile; compile the function outside "
+            "of the transform, or leave this part uncompiled with torch.compiler.disable"
+        )
+
+
+def active() -> bool:
+    """True under torch.func or inside a forward-mode AD level."""
+    if torch._C._are_functorch_transforms_active():
+        _refuse_tracing()
+        return True
+    return forward_ad._current_level >= 0
+
+
+def _tangent(tensor: Tensor) -> Tensor | None:
+    return forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-untyped-call, no-any-return]
+
+
+def run(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """Apply an autograd function."""
+    return function.apply(*arguments)  # type: ignore[no-untyped-call]
+
+
+def needs_gradient(tensor: Tensor | None) -> bool:
+    """True where any kind of differentiation in progress asks for this tensor's derivative."""
+    if tensor is None:
+        return False
+    if tensor.requires_grad and torch.is_grad_enabled():
+        return True
+    if not active():
+        return False
+    while True:
+        if tensor.requires_grad:
+            return True
+        if not is_batchedtensor(tensor) and _tangent(tensor) is not None:
+            return True
+        if not is_functorch_wrapped_tensor(tensor):
+            return False
+        tensor = get_unwrapped(tensor)
+
+
+def _fold_offsets(offsets: Tensor, dim: int | None, batch: int) -> Tensor:
+    if dim is not None:
+        raise RuntimeError(
+            "vmap over offsets is not offered: a batch may differ in its rows, not in its segments"
+        )
+    rows = offsets[-1]
+    starts = offsets[:-1] + rows * torch.arange(batch, device=offsets.device)[:, None]
+    return torch.cat([starts.reshape(-1), (rows * batch).reshape(1)])
+
+
+def fold(layout: str, batch: int, dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> list[Any]:
+    """Arguments of a batch of calls as the arguments of one call with `batch` times the segments.
+
+    `layout` has a letter for each argument: r = rows or anything that has one entry for each row or segment,
+    o = offsets, s = number of segments, - = the same for all calls.
+    """
+    _refuse_tracing()
+    folded: list[Any] = []
+    for letter, dim, argument in zip(layout, dims, arguments, strict=True):
+        if argument is None or letter == "-":
+            folded.append(argument)
+        elif letter == "s":
+            folded.append(argument * batch)
+        elif letter == "o":
+            folded.append(_fold_offsets(argument, dim, batch))
+        else:
+            whole = argument.expand(batch, *argument.shape) if dim is None else argument.movedim(dim, 0)
+            folded.append(whole.reshape(batch * whole.shape[1], *whole.shape[2:]))
+    return folded
+
+
+def unfold(batch: int, outputs: Any) -> tuple[Any, Any]:
+    """The batched outputs of a folded call and their batch dimensions, as a vmap rule returns them."""
+    if isinstance(outputs, Tensor):
+        return outputs.reshape(batch, outputs.shape[0] // batch, *outputs.shape[1:]), 0
+    parts = tuple(unfold(batch, output)[0] for output in outputs)
+    return parts, (0,) * len(parts)
