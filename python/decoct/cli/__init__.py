@@ -1,0 +1,1 @@
+"""Commands of the `decoct` program, one module each; every module has `register(subparsers)`."""

@@ -1,0 +1,30 @@
+"""What is minimised: objectives over a step's context, discrepancies between measures first among them."""
+
+from .context import Context, seeded
+from .discrepancies import MMD
+from .features import FeatureMap, Identity, NetFeatures
+from .match import Match
+from .measure import Measure, counts_to_offsets
+from .objective import Objective, WeightedSum, reduce_groups
+from .source import PublicSource, Source, StoredSource
+from .statistic import FeatureMean, Statistic
+
+__all__ = [
+    "MMD",
+    "Context",
+    "FeatureMap",
+    "FeatureMean",
+    "Identity",
+    "Match",
+    "Measure",
+    "NetFeatures",
+    "Objective",
+    "PublicSource",
+    "Source",
+    "Statistic",
+    "StoredSource",
+    "WeightedSum",
+    "counts_to_offsets",
+    "reduce_groups",
+    "seeded",
+]
