@@ -62,7 +62,7 @@ class EvaluationSettings:
                 )
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"--epochs must be at least 1, got {self.epochs}")
-        for name in self.learners or ():
+        for name in ("",) if self.learners == () else self.learners or ():
             if name not in LEARNERS:
                 raise ValueError(f"--learners: expected some of {', '.join(LEARNERS)}, got {name!r}")
 

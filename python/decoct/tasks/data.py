@@ -196,7 +196,7 @@ def from_arrays(
     mean = x.mean(axis=axes, dtype=np.float64)
     std = x.std(axis=axes, dtype=np.float64)
     # A column that never changes carries nothing; dividing by its rounding noise would blow up test rows.
-    std[std <= 1e-7 * np.maximum(np.abs(mean), 1e-30)] = 1.0
+    std[std <= 8 * np.finfo(x.dtype).eps * np.abs(mean)] = 1.0
     shape = (-1, 1, 1) if image else (-1,)
 
     def normalise(rows: Array) -> Tensor:

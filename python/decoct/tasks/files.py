@@ -64,7 +64,7 @@ def read_idx_folder(folder: Path) -> dict[str, Array]:
 def read_npz(path: Path) -> dict[str, Array]:
     """Read arrays x and y, and x_test and y_test where present, from a NumPy archive."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in ("x", "y", "x_test", "y_test") if key in archive.files}
             present = list(archive.files)
     except (zipfile.BadZipFile, EOFError, zlib.error, AttributeError, TypeError) as error:

@@ -67,8 +67,8 @@ def protocol(name: str, *, flip: bool = False, epochs: int | None = None) -> Tra
 
     "quick": epochs and batch from the size of the set. "published": the field's 300 epochs, batch 256,
     learning rate 0.01, a tenth of it from the half on. "published-augmented": the same under the standard
-    augmentation, with mirror images where `flip` is set (they change a digit's meaning). epochs: instead of the protocol's
-    own.
+    augmentation, with mirror images where `flip` is set (they change a digit's meaning). epochs: instead of
+    the protocol's own.
     """
     if name not in PROTOCOLS:
         raise ValueError(f"protocol: name must be one of {', '.join(PROTOCOLS)}, got {name!r}")
