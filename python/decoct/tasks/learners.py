@@ -61,7 +61,7 @@ class LogisticRegression:
     def fit(self, measure: Measure, classes: int, seed: int) -> Model:
         linear, exceptions = require("sklearn.linear_model"), require("sklearn.exceptions")
         x, y, mass = _hard_rows(measure, classes)
-        if len(y.unique()) == 1:
+        if len(torch.unique(y)) == 1:
             # scikit-learn refuses to fit this; a budget may leave all classes but one without rows.
             constant = require("sklearn.dummy").DummyClassifier().fit(x.numpy(), y.numpy())
             return _EstimatorModel(constant, classes)
