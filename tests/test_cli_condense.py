@@ -248,6 +248,12 @@ def test_interrupted_run_resumes_to_the_uninterrupted_result(here):
     assert "another run" in other.stderr
 
 
+def test_a_traceback_can_be_asked_for(here, monkeypatch):
+    monkeypatch.setenv("DECOCT_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        main(["condense", "missing.npz"])
+
+
 def test_budgets_are_parsed():
     classes, rows = ["a", "b", "c"], [50, 50, 9]
 

@@ -44,8 +44,7 @@ def plain_sgd(groups):
 
 
 def make(counts=(2, 1, 3), *, steps=10, real=None, average=0.0, schedule="constant", **options):
-    term = Match(MMD("linear"), NetFeatures(7), name="net")
-    term = term + 0.5 * Match(MMD(Gaussian(scales=(0.5, 1, 2))), name="rows")
+    """A small loop over all that has state: fresh networks, augmentation, momentum, averages, snapshots."""
     real = real or source((12, 9, 7), (1, 8, 8))
     net = build("convnet", (1, 8, 8), 3, width=8, depth=2)
     term = Match(MMD("linear"), NetFeatures(7), name="net") + 0.5 * Match(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -18,7 +19,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 (it failed), 2 (bad input) or 130 (interrupted)."""
+    """Run a command; returns the exit code: 0, 1 (it failed), 2 (bad input) or 130 (interrupted).
+
+    The environment variable DECOCT_TRACEBACK=1 lets errors through, for reports of bugs.
+    """
     parser = _Parser(
         prog="decoct", description="Condense data sets: few synthetic rows that train like many real ones."
     )
@@ -29,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = arguments.run(arguments)
     except (ValueError, TypeError, OSError, ImportError) as error:
+        if os.environ.get("DECOCT_TRACEBACK") == "1":
+            raise
         message = (
             str(error) if not isinstance(error, OSError) or error.strerror is None else _os_message(error)
         )

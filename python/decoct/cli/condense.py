@@ -44,7 +44,7 @@ def register(subparsers: Any) -> None:
         "condense",
         help="condense a data set and judge the result",
         description="Condense a data set to few synthetic rows per class, train learners from scratch "
-        "on them and compare with random, k-means and herding selections of the same size and with the full data.",
+        "on them and compare with random, k-means and herding selections of that size and the full data.",
     )
     add = parser.add_argument
     add("data", metavar="DATA", help="digits, fashion-mnist, mnist, or a file: FILE.npz (x, y) or FILE.csv")

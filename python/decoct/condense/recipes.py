@@ -86,13 +86,18 @@ def objective(recipe: Recipe) -> Objective:
 
 
 def default_recipe(method: str, shape: Sequence[int]) -> Recipe:
-    """Settings for rows of this shape: small images, larger images, or vectors."""
-    recipe = Recipe(method=method)
+    """Settings for rows of this shape: images of at most 12 pixels, larger images, or vectors.
+
+    Chosen on validation splits of the training data of digits and Fashion-MNIST. A bounded kernel's gradient
+    is smaller than the linear one's by about the mean squared distance of the features; hence its rates.
+    """
+    linear = method == "dm"
+    recipe = Recipe(method=method, average=0.5)
     if len(shape) != 3:
-        return recipe.replace(identity=1.0, convnet=1.0, network="mlp", augment=(), chunk=1024)
+        return recipe.replace(identity=1.0, network="mlp", lr=1.0, augment=(), chunk=1024)
     if max(shape[1:]) <= 12:
-        return recipe.replace(chunk=128)
-    return recipe.replace(batch_real=64, bf16=True)
+        return recipe.replace(lr=3.0 if linear else 30.0, augment=("crop", "scale", "rotate"), chunk=128)
+    return recipe.replace(lr=3.0 if linear else 150.0, steps=200, bf16=True)
 
 
 def condenser(
