@@ -24,7 +24,7 @@ class Segments:
     """
 
     def __init__(self, offsets: Tensor | Sequence[int] | Segments) -> None:
-        self.offsets: Tensor = host_offsets("Segments", "offsets", offsets)
+        self.offsets: Tensor = host_offsets("Segments", "offsets", offsets).clone()
         self.rows: int = int(self.offsets[-1])
 
     @classmethod

@@ -121,7 +121,7 @@ def _check_rows(op: str, x: Tensor, y: Tensor, packed: bool) -> None:
     if x.dim() not in (2, 3):
         raise ValueError(f"{op}: x must be (N, D) or (B, N, D), got {got_x}")
     if x.shape[-1] == 0:
-        raise ValueError(f"{op}: x must have at least one column, got {got_x}")
+        raise ValueError(f"{op}: x must be at least one column wide, got {got_x}")
     if x.dim() == 2 and (y.dim() != 2 or y.shape[1] != x.shape[1]):
         raise ValueError(f"{op}: y must be (M, D) with D={x.shape[1]} as in x, got {got_y}")
     if x.dim() == 3 and (y.dim() != 3 or y.shape[0] != x.shape[0] or y.shape[2] != x.shape[2]):

@@ -184,8 +184,9 @@ def _backward(ctx: Any, value_bar: Tensor | None, bandwidth_bar: None, *gradient
             offsets, rows = ((x_offsets, x.shape[0]), (y_offsets, y.shape[0]))[bit % 2]
             scale = spread(value_bar.to(gradients[bit].dtype), offsets, rows, ctx.segments)
             result[bit] = (scale[:, None] if bit < 2 else scale) * gradients[bit]
-    if any(bar is not None for bar in gradients_bar):
-        second = _saved_hvp(ctx, gradients_bar, sum(1 << bit for bit in wanted))
+    tangents = [bar if need >> bit & 1 else None for bit, bar in enumerate(gradients_bar)]
+    if any(tangent is not None for tangent in tangents):
+        second = _saved_hvp(ctx, tangents, sum(1 << bit for bit in wanted))
         for bit in wanted:
             first = result[bit]
             result[bit] = second[bit] if first is None else first + second[bit]

@@ -8,14 +8,28 @@ ragged problem. A transform that is traced by torch.compile would lose these rul
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    maybe_get_level,
+)
 from torch.autograd import forward_ad
 
-__all__ = ["active", "fold", "needs_gradient", "run", "unfold"]
+__all__ = ["active", "fold", "needs_gradient", "public", "run", "unfold"]
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _refuse_tracing() -> None:
@@ -32,6 +46,33 @@ def active() -> bool:
         _refuse_tracing()
         return True
     return forward_ad._current_level >= 0
+
+
+def public(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorates the public functions: under torch.func, torch.compile leaves them alone.
+
+    When a graph breaks inside a transform the compiler goes on with the functions that are called from there,
+    one by one, and fails on tensors that a transform has wrapped.
+    """
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        if (
+            not torch.compiler.is_compiling()
+            and "torch._dynamo" in sys.modules
+            and torch._C._are_functorch_transforms_active()
+        ):
+            return torch.compiler.disable(function)(*arguments, **options)  # type: ignore[no-untyped-call, no-any-return]
+        return function(*arguments, **options)
+
+    return call
+
+
+def _forward_levels() -> set[int]:
+    """Levels of torch.func that push tangents forward. A tensor wrapped by one has a tangent there, which
+    cannot be read while an inner transform is active."""
+    stack = get_interpreter_stack() or []
+    return {interpreter.level() for interpreter in stack if interpreter.key() == TransformType.Jvp}
 
 
 def _tangent(tensor: Tensor) -> Tensor | None:
@@ -51,8 +92,9 @@ def needs_gradient(tensor: Tensor | None) -> bool:
         return True
     if not active():
         return False
+    pushed = _forward_levels()
     while True:
-        if tensor.requires_grad:
+        if tensor.requires_grad or maybe_get_level(tensor) in pushed:
             return True
         if not is_batchedtensor(tensor) and _tangent(tensor) is not None:
             return True

@@ -6,10 +6,12 @@ from torch import Tensor
 
 from decoct.ops._problem import Offsets, prepare
 from decoct.ops._segment_ops import mean_rule, median_rule
+from decoct.ops._transforms import public
 
 __all__ = ["mean_bandwidth", "median_bandwidth"]
 
 
+@public
 def mean_bandwidth(x: Tensor, y: Tensor, *, x_offsets: Offsets = None, y_offsets: Offsets = None) -> Tensor:
     """The length s with 2 s^2 = mean squared distance over ordered pairs i != j of a segment's pooled rows.
 
@@ -21,6 +23,7 @@ def mean_bandwidth(x: Tensor, y: Tensor, *, x_offsets: Offsets = None, y_offsets
     return problem.finish(mean_rule(*problem.rows))
 
 
+@public
 def median_bandwidth(x: Tensor, y: Tensor, *, x_offsets: Offsets = None, y_offsets: Offsets = None) -> Tensor:
     """The length s with 2 s^2 = median squared distance (the lower of two middle values) of a segment's
     pooled rows.

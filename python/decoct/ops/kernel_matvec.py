@@ -10,10 +10,12 @@ from torch import Tensor
 from decoct.kernels import Kernel, resolve
 from decoct.ops._matvec import matvec
 from decoct.ops._problem import Offsets, check_tensor, fixed_bandwidth, is_nested, prepare, resolve_bandwidth
+from decoct.ops._transforms import public
 
 __all__ = ["kernel_matvec"]
 
 
+@public
 def kernel_matvec(
     x: Tensor,
     y: Tensor,

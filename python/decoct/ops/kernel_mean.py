@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from decoct.kernels import Kernel, Linear, resolve
 from decoct.ops._backend import XY
 from decoct.ops._problem import Offsets, prepare, resolve_bandwidth
-from decoct.ops._segment_ops import segment_sums
-from decoct.ops.mmd import pair_sums
+from decoct.ops._transforms import public
+from decoct.ops.mmd import pair_sums, row_sums
 
 __all__ = ["kernel_mean"]
 
 
+@public
 def kernel_mean(
     x: Tensor,
     y: Tensor,
@@ -38,8 +38,7 @@ def kernel_mean(
     kernel = resolve(kernel, "kernel_mean")
     problem = prepare("kernel_mean", x, y, a, b, x_offsets, y_offsets)
     if isinstance(kernel, Linear):
-        sum_x = segment_sums(problem.x, problem.a, problem.x_offsets, problem.segments).to(torch.float64)
-        sum_y = segment_sums(problem.y, problem.b, problem.y_offsets, problem.segments).to(torch.float64)
+        sum_x, sum_y = row_sums(problem)
         return problem.finish(problem.zero_if_empty((sum_x * sum_y).sum(-1)))
     problem, length = resolve_bandwidth(problem, kernel, bandwidth)
     spec = kernel.spec(problem.x.shape[1])

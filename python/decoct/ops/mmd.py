@@ -20,13 +20,14 @@ from decoct.ops._problem import (
 )
 from decoct.ops._segment_ops import segment_sums
 from decoct.ops._sums import kernel_sums
-from decoct.ops._transforms import needs_gradient
+from decoct.ops._transforms import needs_gradient, public
 
-__all__ = ["mmd", "pair_sums"]
+__all__ = ["mmd", "pair_sums", "row_sums"]
 
 Estimator = Literal["biased", "unbiased"]
 
 
+@public
 def mmd(
     x: Tensor,
     y: Tensor,
@@ -249,11 +250,18 @@ def _unbiased(problem: Problem, kernel: Kernel, bandwidth: Tensor | None, with_x
     return problem.zero_if_empty(value)
 
 
+def row_sums(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Weighted sums of the rows of x and of y, float64 (C, D); all NaN where a row of either is not
+    finite."""
+    sum_x = segment_sums(problem.x, problem.a, problem.x_offsets, problem.segments).to(torch.float64)
+    sum_y = segment_sums(problem.y, problem.b, problem.y_offsets, problem.segments).to(torch.float64)
+    one_or_nan = 1 + 0 * (sum_x.detach() + sum_y.detach()).sum(-1, keepdim=True)
+    return sum_x * one_or_nan, sum_y * one_or_nan
+
+
 def _linear(problem: Problem, estimator: str, with_xx: bool) -> Tensor:
     """From the weighted sums of the rows, O((N + M) D)."""
-    segments = problem.segments
-    sum_x = segment_sums(problem.x, problem.a, problem.x_offsets, segments).to(torch.float64)
-    sum_y = segment_sums(problem.y, problem.b, problem.y_offsets, segments).to(torch.float64)
+    sum_x, sum_y = row_sums(problem)
     if estimator == "biased" and with_xx:
         value = (sum_x - sum_y).square().sum(-1)
     elif estimator == "biased":
