@@ -21,6 +21,7 @@ def test_names_stand_for_defaults() -> None:
 
 def test_numbers_for_the_engine() -> None:
     assert Gaussian(scales=[1, 2]).spec(7) == ("gaussian", 0.0, 0.0, 0, (1.0, 2.0))
+    assert Gaussian(scales=[1, 2]).spec(7).packed() == ("gaussian", [0.0, 0.0, 0.0, 1.0, 2.0])
     assert RationalQuadratic(2).spec(7) == ("rational_quadratic", 2.0, 0.0, 0, (1.0,))
     assert Polynomial(2).spec(8) == ("polynomial", 0.125, 1.0, 2, (1.0,))
     assert Polynomial(2, gamma=3, coef0=0).spec(8) == ("polynomial", 3.0, 0.0, 2, (1.0,))

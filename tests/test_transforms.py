@@ -177,7 +177,7 @@ def test_bad_offsets_inside_a_graph() -> None:
 
 
 def _kernel(name: str = "gaussian") -> tuple[Any, ...]:
-    return tuple(decoct.kernels.resolve(name).spec(3))
+    return decoct.kernels.resolve(name).spec(3).packed()
 
 
 def _sums_arguments(need: int) -> tuple[Any, ...]:

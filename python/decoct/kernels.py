@@ -37,6 +37,10 @@ class KernelSpec(NamedTuple):
     degree: int
     scales: tuple[float, ...]
 
+    def packed(self) -> tuple[str, list[float]]:
+        """The same as two arguments of a registered op; torch's bookkeeping costs grow with their number."""
+        return self.profile, [self.parameter, self.offset, float(self.degree), *self.scales]
+
 
 def _positive(kernel: str, name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -16,6 +16,7 @@ __all__ = [
     "backend_for",
     "backends",
     "compute_dtype",
+    "dtype_name",
     "engine_kernel",
     "offsets_or_uniform",
     "readable",
@@ -65,6 +66,12 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+@functools.cache
+def dtype_name(dtype: torch.dtype) -> str:
+    """As engines and messages spell it: float32."""
+    return str(dtype).removeprefix("torch.")
+
+
 def readable(tensor: Tensor) -> Tensor:
     """The tensor, copied only if an engine cannot read its rows in place (unit stride in a row, no
     overlap)."""
@@ -86,17 +93,18 @@ def as_matrix(engine: Any, tensor: Tensor | None) -> Any:
     else:
         rows, columns = tensor.shape
         stride = tensor.stride(0) if rows > 1 else columns
-    return engine.Matrix(tensor.data_ptr(), rows, columns, stride, str(tensor.dtype)[6:])
+    return engine.Matrix(tensor.data_ptr(), rows, columns, stride, dtype_name(tensor.dtype))
 
 
 @functools.lru_cache(maxsize=256)
-def _kernel(engine: Any, spec: tuple[Any, ...], scales: tuple[float, ...]) -> Any:
-    return engine.Kernel(*spec, list(scales))
+def _kernel(engine: Any, profile: str, numbers: tuple[float, ...]) -> Any:
+    parameter, offset, degree, *scales = numbers
+    return engine.Kernel(profile, parameter, offset, int(degree), scales)
 
 
-def engine_kernel(engine: Any, spec: Sequence[Any]) -> Any:
-    """The engine's form of a kernel, from the fields of a KernelSpec."""
-    return _kernel(engine, tuple(spec[:-1]), tuple(spec[-1]))
+def engine_kernel(engine: Any, profile: str, numbers: Sequence[float]) -> Any:
+    """The engine's form of a packed KernelSpec."""
+    return _kernel(engine, profile, tuple(numbers))
 
 
 @functools.lru_cache(maxsize=256)
@@ -154,7 +162,7 @@ def schedule(
         engine,
         op,
         (x.shape[0], y.shape[0], x.shape[1]),
-        str(x.dtype)[6:],
+        dtype_name(x.dtype),
         (x_offsets.numpy().tobytes(), y_offsets.numpy().tobytes()),
         (need, terms),
         columns,

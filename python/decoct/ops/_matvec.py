@@ -32,7 +32,7 @@ from decoct.ops._sums import hvp, kernel_sums
 
 __all__ = ["matvec"]
 
-_LAYOUT = "rrroosr-----"
+_LAYOUT = "rrroosr--"
 
 
 def _implementation(
@@ -60,7 +60,7 @@ def _implementation(
         x_offsets=as_matrix(engine, x_ends),
         y_offsets=as_matrix(engine, y_ends),
         bandwidth=as_matrix(engine, lengths),
-        kernel=engine_kernel(engine, kernel),
+        kernel=engine_kernel(engine, *kernel),
         out=as_matrix(engine, out),
         schedule=as_matrix(engine, layout),
         workspace=as_matrix(engine, scratch),
@@ -118,7 +118,7 @@ def _backward(ctx: Any, bar: Tensor) -> Any:
         grad_x, grad_y = (g if g is None else g.to(x.dtype) for g in (grad_x, grad_y))
         if v.shape[1] == 0:
             grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
-    return grad_x, grad_y, grad_v, *[None] * 9
+    return grad_x, grad_y, grad_v, *[None] * 6
 
 
 def _plus(total: Tensor | None, part: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def _plus(total: Tensor | None, part: Tensor) -> Tensor:
 
 
 _matvec_op = register(
-    "kernel_matvec(Tensor x, Tensor y, Tensor v, Tensor? x_offsets, Tensor? y_offsets, int segments, "
+    "kernel_matvec(Tensor x, Tensor y, Tensor v, Tensor? x_offsets, Tensor? y_offsets, SymInt segments, "
     f"Tensor bandwidth, {KERNEL_SCHEMA}) -> Tensor",
     _implementation,
     _fake,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from decoct.kernels import Kernel
-from decoct.ops._backend import backend_for, compute_dtype
+from decoct.ops._backend import backend_for, compute_dtype, dtype_name
 from decoct.ops._rows import lengths, spread
 from decoct.ops._segment_ops import mean_rule, median_rule, segment_sums
 from decoct.ops._transforms import needs_gradient
@@ -79,16 +79,12 @@ class Problem:
         )
 
 
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def check_tensor(op: str, name: str, value: Any, device: torch.device | None) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in FLOATS:
         raise TypeError(
-            f"{op}: {name} must be float64, float32, float16 or bfloat16, got {name_of(value.dtype)}"
+            f"{op}: {name} must be float64, float32, float16 or bfloat16, got {dtype_name(value.dtype)}"
         )
     if device is not None and value.device != device:
         raise ValueError(f"{op}: {name} must be on the device of x, {device}, got {value.device}")

@@ -9,8 +9,8 @@ import torch
 
 __all__ = ["KERNEL_SCHEMA", "refuse", "register"]
 
-KERNEL_SCHEMA = "str profile, float parameter, float offset, int degree, float[] scales"
-"""A kernel among an op's arguments: the fields of decoct.kernels.KernelSpec, in order."""
+KERNEL_SCHEMA = "str profile, float[] numbers"
+"""A kernel among an op's arguments: KernelSpec.packed()."""
 
 _library: Any = torch.library.Library("decoct", "DEF")  # type: ignore[no-untyped-call]
 

@@ -64,7 +64,7 @@ def _sums_backward(ctx: Any, bar: Tensor) -> Any:
 
 
 _sums_op = register(
-    "segment_sums(Tensor x, Tensor? a, Tensor? offsets, int segments) -> Tensor",
+    "segment_sums(Tensor x, Tensor? a, Tensor? offsets, SymInt segments) -> Tensor",
     _sums,
     _sums_fake,
     _sums_backward,
@@ -135,7 +135,7 @@ def _rule_fake(
     return x.new_empty((segments,), dtype=torch.float64)
 
 
-_RULE_SCHEMA = "(Tensor x, Tensor y, Tensor? x_offsets, Tensor? y_offsets, int segments) -> Tensor"
+_RULE_SCHEMA = "(Tensor x, Tensor y, Tensor? x_offsets, Tensor? y_offsets, SymInt segments) -> Tensor"
 _NO_RULE = "bandwidth rules are constants for autograd"
 _mean_op = register("mean_bandwidth" + _RULE_SCHEMA, _mean, _rule_fake, refuse(_NO_RULE))
 _median_op = register("median_bandwidth" + _RULE_SCHEMA, _median, _rule_fake, refuse(_NO_RULE))

@@ -34,10 +34,10 @@ from decoct.ops._rows import segment_totals, spread
 __all__ = ["hvp", "kernel_sums"]
 
 _SCHEMA = (
-    "Tensor x, Tensor y, Tensor? a, Tensor? b, Tensor? x_offsets, Tensor? y_offsets, int segments, "
+    "Tensor x, Tensor y, Tensor? a, Tensor? b, Tensor? x_offsets, Tensor? y_offsets, SymInt segments, "
     f"Tensor coefficients, Tensor? bandwidth, {KERNEL_SCHEMA}, int terms"
 )
-_LAYOUT = "rrrroosrr------"
+_LAYOUT = "rrrroosrr---"
 _COMMON = len(_LAYOUT)
 _NO_THIRD = "kernel sums have first and second derivatives; a third one is not offered"
 _GRADIENTS = slice(2, 6)
@@ -70,7 +70,7 @@ class _Call:
             **self.matrices(x_offsets=self.offsets[0], y_offsets=self.offsets[1]),
             **self.matrices(coefficients=self.coefficients, bandwidth=self.bandwidth),
             **self.matrices(schedule=self.layout, workspace=self.scratch),
-            "kernel": engine_kernel(engine, kernel),
+            "kernel": engine_kernel(engine, *kernel),
             "need": need,
             "threads": torch.get_num_threads(),
             "stream": stream_of(x.device),

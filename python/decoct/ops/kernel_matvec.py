@@ -77,7 +77,7 @@ def kernel_matvec(
         problem.y_offsets,
         problem.segments,
         fixed_bandwidth(problem, length),
-        *kernel.spec(problem.x.shape[1]),
+        *kernel.spec(problem.x.shape[1]).packed(),
     )
     out = out.reshape(*x.shape[:2], *columns) if batched else out.reshape(problem.x.shape[0], *columns)
     return out if nested is None else torch.nested.nested_tensor_from_jagged(out, nested.offsets())

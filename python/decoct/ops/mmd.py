@@ -177,7 +177,7 @@ def pair_sums(
         problem.segments,
         coefficients,
         bandwidth,
-        *spec,
+        *spec.packed(),
         terms,
         need,
     )
