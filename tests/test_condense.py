@@ -382,7 +382,7 @@ def test_metadata_records_what_changes_results():
 def test_recipes_bring_the_synthetic_set_closer(method, shape):
     real = source((20, 20, 20), shape)
     recipe = default_recipe(method, shape).replace(steps=15, average=0.0)
-    synthetic = Synthetic.from_noise((2, 1, 3), shape, seeded(0), lr=recipe.lr)
+    synthetic = Synthetic.from_noise((2, 1, 3), shape, seeded(0), lr=recipe.learning_rate((2, 1, 3)))
     losses = []
     loop = condenser(
         recipe, synthetic, real, shape=shape, classes=3, callback=lambda record: losses.append(record.loss)
@@ -397,6 +397,13 @@ def test_recipes_bring_the_synthetic_set_closer(method, shape):
     loop.run()
     assert distance() < 0.98 * before
     assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_learning_rates_grow_with_the_rows_of_a_class():
+    recipe = Recipe(lr_per_row=0.5)
+    assert recipe.learning_rate((4, 4)) == 2.0
+    assert recipe.learning_rate((2, 0, 4)) == 1.5  # an absent class does not count
+    assert recipe.replace(lr=7.0).learning_rate((4, 4)) == 7.0
 
 
 def test_recipes_reject_unknown_methods_and_empty_features():

@@ -68,7 +68,7 @@ def register(subparsers: Any) -> None:
         "in 10,3=20 (default: 1,10 for digits, else 10). May be repeated",
     )
     add("--steps", type=int, help="steps of the loop")
-    add("--lr", type=float, help="learning rate of the synthetic rows")
+    add("--lr", type=float, help="learning rate of the synthetic rows (default: grows with rows per class)")
     add("--batch-real", type=int, help="real rows per class and step")
     add("--init", choices=[*INITIAL, "noise"], help="starting rows")
     add("--augment", type=_strategies, help="comma list of color, crop, cutout, flip, scale, rotate; or none")
@@ -159,7 +159,7 @@ def _recipe(arguments: argparse.Namespace, dataset: Dataset) -> Recipe:
     recipe = recipe.replace(**changes)
     if recipe.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {recipe.steps}")
-    if not recipe.lr > 0:
+    if recipe.lr is not None and not recipe.lr > 0:
         raise ValueError(f"--lr must be positive, got {recipe.lr}")
     return recipe
 
@@ -177,7 +177,12 @@ def _prepare(
         ((torch.tensor(bound) - dataset.mean) / dataset.std).reshape(-1, *[1] * (len(dataset.shape) - 1))
         for bound in dataset.value_range
     )
-    synthetic = Synthetic(start, offsets, lr=recipe.lr, value_range=(low, high) if recipe.clip else None)
+    synthetic = Synthetic(
+        start,
+        offsets,
+        lr=recipe.learning_rate(budget.counts),
+        value_range=(low, high) if recipe.clip else None,
+    )
     loop = condenser(
         recipe,
         synthetic,

@@ -27,9 +27,11 @@ class Recipe:
     method: "mmd" (any kernel) or "dm" (linear kernel on network features: distance of class means).
     kernel, bandwidth: of "mmd". identity, convnet: weights of the two feature maps, the rows themselves
     and freshly drawn random networks; 0 leaves one out. network: "convnet" or "mlp".
+    lr: learning rate of the points; None is `lr_per_row` times the mean rows of a class: a point's gradient
+    falls as its class has more of them.
     init: "kmeans", "nearest" (real row nearest to each centroid), "random", "herding" or "noise".
     augment: strategies drawn for both sides, mode "one" or "all"; empty for none. clip: keep points in
-    the data's range. batch_real, steps, lr, momentum, schedule, average, chunk, bf16, updates: see
+    the data's range. batch_real, steps, momentum, schedule, average, chunk, bf16, updates: see
     `Phase`, `Condenser`, `NetFeatures`.
     """
 
@@ -40,7 +42,8 @@ class Recipe:
     convnet: float = 1.0
     network: str = "convnet"
     steps: int = 300
-    lr: float = 1.0
+    lr: float | None = None
+    lr_per_row: float = 1.0
     momentum: float = 0.5
     batch_real: int = 64
     init: str = "kmeans"
@@ -55,6 +58,11 @@ class Recipe:
 
     def replace(self, **changes: Any) -> Recipe:
         return dataclasses.replace(self, **changes)
+
+    def learning_rate(self, counts: Sequence[int]) -> float:
+        """Learning rate for these rows per class; classes without rows do not count."""
+        present = [count for count in counts if count > 0]
+        return self.lr_per_row * sum(present) / max(len(present), 1) if self.lr is None else self.lr
 
 
 def mmd_kernel(name: str) -> Kernel:
@@ -92,12 +100,14 @@ def default_recipe(method: str, shape: Sequence[int]) -> Recipe:
     is smaller than the linear one's by about the mean squared distance of the features; hence its rates.
     """
     linear = method == "dm"
-    recipe = Recipe(method=method, average=0.5)
+    recipe = Recipe(method=method, identity=0.0 if linear else 0.1, average=0.5)
     if len(shape) != 3:
-        return recipe.replace(identity=1.0, network="mlp", lr=1.0, augment=(), chunk=1024)
+        return recipe.replace(identity=1.0, network="mlp", lr_per_row=0.3, augment=(), chunk=1024)
     if max(shape[1:]) <= 12:
-        return recipe.replace(lr=3.0 if linear else 30.0, augment=("crop", "scale", "rotate"), chunk=128)
-    return recipe.replace(lr=3.0 if linear else 150.0, steps=200, bf16=True)
+        return recipe.replace(
+            lr_per_row=0.3 if linear else 1.0, augment=("crop", "scale", "rotate"), chunk=128
+        )
+    return recipe.replace(lr_per_row=0.3 if linear else 15.0, steps=200, bf16=True)
 
 
 def condenser(
