@@ -1,0 +1,267 @@
+// The only pybind11 file: keyword arguments to plain structs, every size checked again, the GIL released inside.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <optional>
+#include <stdexcept>
+
+#include "plan.h"
+
+namespace py = pybind11;
+using namespace decoct;
+
+namespace {
+
+using MaybeMatrix = std::optional<Matrix>;
+
+template <class Value>
+Value find(const std::map<std::string, Value>& table, const std::string& name, const char* what) {
+  const auto entry = table.find(name);
+  if (entry == table.end()) throw std::invalid_argument(std::string("unknown ") + what + " " + name);
+  return entry->second;
+}
+
+const std::map<std::string, DType> kDTypes = {{"float32", DType::float32},   {"float64", DType::float64},
+                                              {"float16", DType::float16},   {"bfloat16", DType::bfloat16},
+                                              {"int64", DType::int64},       {"int32", DType::int32},
+                                              {"uint8", DType::uint8}};
+const std::map<std::string, Profile> kProfiles = {{"gaussian", Profile::gaussian},
+                                                  {"laplacian", Profile::laplacian},
+                                                  {"energy", Profile::energy},
+                                                  {"inverse_multiquadric", Profile::inverse_multiquadric},
+                                                  {"rational_quadratic", Profile::rational_quadratic},
+                                                  {"polynomial", Profile::polynomial},
+                                                  {"linear", Profile::linear}};
+const std::map<std::string, Op> kOps = {{"sums", Op::sums}, {"hvp", Op::hvp}, {"matvec", Op::matvec}};
+
+Matrix make_matrix(uintptr_t pointer, int64_t rows, int64_t columns, int64_t stride, const std::string& dtype) {
+  if (rows < 0 || columns < 0 || (rows > 1 && stride < columns))
+    throw std::invalid_argument("Matrix: rows and columns must not be negative, nor stride below columns");
+  return {(void*)pointer, rows, columns, stride, find(kDTypes, dtype, "dtype")};
+}
+
+Kernel make_kernel(const std::string& profile, double parameter, double offset, int degree,
+                   const std::vector<double>& scales) {
+  if (scales.empty() || scales.size() > kMaxScales)
+    throw std::invalid_argument("Kernel: scales must be 1 to 16 numbers");
+  Kernel kernel{find(kProfiles, profile, "kernel profile"), parameter, offset, degree, (int)scales.size(), {}};
+  std::copy(scales.begin(), scales.end(), kernel.scale);
+  return kernel;
+}
+
+void check(bool fine, const std::string& message) {
+  if (!fine) throw std::invalid_argument(message);
+}
+
+void check_shape(const Matrix& m, const char* name, int64_t rows, int64_t columns, DType dtype) {
+  check(m.rows == rows && m.columns == columns && m.dtype == dtype,
+        std::string(name) + ": expected " + std::to_string(rows) + " x " + std::to_string(columns) +
+            " of the right dtype, got " + std::to_string(m.rows) + " x " + std::to_string(m.columns));
+  check(m.data || rows * columns == 0, std::string(name) + ": null pointer");
+}
+
+DType compute_type(const Matrix& rows) { return rows.dtype == DType::float64 ? DType::float64 : DType::float32; }
+
+Matrix given(const MaybeMatrix& m, const char* name, int64_t rows, int64_t columns, DType dtype) {
+  if (!m) return {};
+  check_shape(*m, name, rows, columns, dtype);
+  Matrix result = *m;
+  if (!result.data) result.data = (void*)alignof(double);  // an empty argument is still a given one
+  return result;
+}
+
+const int64_t* check_offsets(const Matrix& offsets, const char* name, int64_t rows) {
+  check(offsets.dtype == DType::int64 && offsets.rows >= 1 && offsets.data, std::string(name) + ": int64 offsets expected");
+  const int64_t* values = (const int64_t*)offsets.data;
+  check(values[offsets.rows - 1] == rows, std::string(name) + ": the last of the offsets must be the number of rows");
+  return values;
+}
+
+void check_points(const Matrix& x, const Matrix& y) {
+  check(x.columns == y.columns && x.dtype == y.dtype, "y: expected the columns and the dtype of x");
+  check(x.dtype <= DType::bfloat16, "x: expected floating-point rows");
+}
+
+Clouds make_clouds(const Matrix& x, const Matrix& y, const MaybeMatrix& a, const MaybeMatrix& b, const Matrix& x_offsets,
+                   const Matrix& y_offsets, const Matrix& bandwidth, const Kernel& kernel) {
+  check_points(x, y);
+  Clouds clouds{};
+  clouds.x = x;
+  clouds.y = y;
+  clouds.a = given(a, "a", x.rows, 1, compute_type(x));
+  clouds.b = given(b, "b", y.rows, 1, compute_type(x));
+  clouds.segments = x_offsets.rows - 1;
+  check(y_offsets.rows == x_offsets.rows, "y_offsets: expected as many offsets as x_offsets");
+  clouds.x_offsets = check_offsets(x_offsets, "x_offsets", x.rows);
+  clouds.y_offsets = check_offsets(y_offsets, "y_offsets", y.rows);
+  check_shape(bandwidth, "bandwidth", clouds.segments, 1, DType::float64);
+  clouds.bandwidth = (double*)bandwidth.data;
+  clouds.kernel = kernel;
+  return clouds;
+}
+
+// The workspace must be what the plan asked for: the plan is cheap beside the op, so it is made again.
+Execution make_execution(Op op, const Clouds& clouds, int need, int64_t columns, const Matrix& schedule,
+                         const Matrix& workspace, int threads, uintptr_t stream) {
+  check(schedule.dtype == DType::int32 && schedule.rows >= (int64_t)(sizeof(ScheduleHeader) / 4) && schedule.data,
+        "schedule: expected what plan() returned");
+  const auto* header = (const ScheduleHeader*)schedule.data;
+  check(header->version == kScheduleVersion && header->need == need &&
+            schedule.rows == (int64_t)(sizeof(ScheduleHeader) + sizeof(Task) * header->tasks) / 4 + header->rounds + 1,
+        "schedule: made for another call");
+  Sizes sizes;
+  sizes.op = op;
+  sizes.rows = clouds.x.dtype;
+  sizes.segments = clouds.segments;
+  sizes.dim = clouds.x.columns;
+  sizes.columns = columns;
+  sizes.x_offsets = clouds.x_offsets;
+  sizes.y_offsets = clouds.y_offsets;
+  sizes.need = need;
+  sizes.terms = header->terms;
+  sizes.threads = threads;
+  check(threads >= 1 && workspace.rows >= cpu_workspace_bytes(sizes, header->chunks, header->tasks),
+        "workspace: smaller than plan() asked for");
+  return {(const int32_t*)schedule.data, schedule.rows, workspace.data, workspace.rows, threads, (void*)stream};
+}
+
+py::tuple run_plan(const std::string& op, const Matrix& x, const Matrix& y, const Matrix& x_offsets,
+                   const Matrix& y_offsets, int need, int terms, int64_t columns, int threads) {
+  check_points(x, y);
+  check(y_offsets.rows == x_offsets.rows, "y_offsets: expected as many offsets as x_offsets");
+  Sizes sizes;
+  sizes.op = find(kOps, op, "op");
+  sizes.rows = x.dtype;
+  sizes.segments = x_offsets.rows - 1;
+  sizes.dim = x.columns;
+  sizes.columns = columns;
+  sizes.x_offsets = check_offsets(x_offsets, "x_offsets", x.rows);
+  sizes.y_offsets = check_offsets(y_offsets, "y_offsets", y.rows);
+  sizes.need = need;
+  sizes.terms = terms;
+  sizes.threads = threads;
+  const Plan made = plan(sizes);
+  return py::make_tuple(py::array_t<int32_t>((py::ssize_t)made.schedule.size(), made.schedule.data()),
+                        made.workspace_bytes);
+}
+
+void run_kernel_sums(const Matrix& x, const Matrix& y, const MaybeMatrix& a, const MaybeMatrix& b,
+                     const Matrix& x_offsets, const Matrix& y_offsets, const Matrix& coefficients,
+                     const Matrix& bandwidth, bool bandwidth_from_data, const Kernel& kernel, int need,
+                     const Matrix& value, const MaybeMatrix& grad_x, const MaybeMatrix& grad_y,
+                     const MaybeMatrix& grad_a, const MaybeMatrix& grad_b, const Matrix& schedule,
+                     const Matrix& workspace, int threads, uintptr_t stream) {
+  SumsArguments arguments{};
+  arguments.clouds = make_clouds(x, y, a, b, x_offsets, y_offsets, bandwidth, kernel);
+  const int64_t segments = arguments.clouds.segments;
+  check_shape(coefficients, "coefficients", segments, 3, DType::float64);
+  check_shape(value, "value", segments, 1, DType::float64);
+  arguments.coefficients = (const double*)coefficients.data;
+  arguments.value = (double*)value.data;
+  arguments.bandwidth_from_data = bandwidth_from_data;
+  arguments.need = need;
+  const DType type = compute_type(x);
+  arguments.grad_x = given(grad_x, "grad_x", x.rows, x.columns, type);
+  arguments.grad_y = given(grad_y, "grad_y", y.rows, y.columns, type);
+  arguments.grad_a = given(grad_a, "grad_a", x.rows, 1, type);
+  arguments.grad_b = given(grad_b, "grad_b", y.rows, 1, type);
+  check(!(need & kNeedX) == !grad_x && !(need & kNeedY) == !grad_y && !(need & kNeedA) == !grad_a &&
+            !(need & kNeedB) == !grad_b,
+        "need: expected a gradient matrix for each of its bits, and no other");
+  const Execution execution =
+      make_execution(Op::sums, arguments.clouds, need, 1, schedule, workspace, threads, stream);
+  const py::gil_scoped_release release;
+  kernel_sums(arguments, execution);
+}
+
+void run_kernel_sums_hvp(const Matrix& x, const Matrix& y, const MaybeMatrix& a, const MaybeMatrix& b,
+                         const Matrix& x_offsets, const Matrix& y_offsets, const Matrix& coefficients,
+                         const Matrix& bandwidth, const Kernel& kernel, int need, const MaybeMatrix& tangent_x,
+                         const MaybeMatrix& tangent_y, const MaybeMatrix& tangent_a, const MaybeMatrix& tangent_b,
+                         const MaybeMatrix& out_x, const MaybeMatrix& out_y, const MaybeMatrix& out_a,
+                         const MaybeMatrix& out_b, const Matrix& schedule, const Matrix& workspace, int threads,
+                         uintptr_t stream) {
+  HvpArguments arguments{};
+  arguments.clouds = make_clouds(x, y, a, b, x_offsets, y_offsets, bandwidth, kernel);
+  check_shape(coefficients, "coefficients", arguments.clouds.segments, 3, DType::float64);
+  arguments.coefficients = (const double*)coefficients.data;
+  arguments.need = need;
+  const DType type = compute_type(x);
+  arguments.tangent_x = given(tangent_x, "tangent_x", x.rows, x.columns, type);
+  arguments.tangent_y = given(tangent_y, "tangent_y", y.rows, y.columns, type);
+  arguments.tangent_a = given(tangent_a, "tangent_a", x.rows, 1, type);
+  arguments.tangent_b = given(tangent_b, "tangent_b", y.rows, 1, type);
+  arguments.out_x = given(out_x, "out_x", x.rows, x.columns, type);
+  arguments.out_y = given(out_y, "out_y", y.rows, y.columns, type);
+  arguments.out_a = given(out_a, "out_a", x.rows, 1, type);
+  arguments.out_b = given(out_b, "out_b", y.rows, 1, type);
+  const Execution execution = make_execution(Op::hvp, arguments.clouds, need, 1, schedule, workspace, threads, stream);
+  const py::gil_scoped_release release;
+  kernel_sums_hvp(arguments, execution);
+}
+
+void run_kernel_matvec(const Matrix& x, const Matrix& y, const Matrix& v, const Matrix& x_offsets,
+                       const Matrix& y_offsets, const Matrix& bandwidth, const Kernel& kernel, const Matrix& out,
+                       const Matrix& schedule, const Matrix& workspace, int threads, uintptr_t stream) {
+  MatvecArguments arguments{};
+  arguments.clouds = make_clouds(x, y, {}, {}, x_offsets, y_offsets, bandwidth, kernel);
+  check_shape(v, "v", y.rows, v.columns, compute_type(x));
+  check_shape(out, "out", x.rows, v.columns, compute_type(x));
+  arguments.v = v;
+  arguments.out = out;
+  const auto* header = (const ScheduleHeader*)schedule.data;
+  const Execution execution = make_execution(Op::matvec, arguments.clouds, header ? header->need : 0, v.columns,
+                                             schedule, workspace, threads, stream);
+  const py::gil_scoped_release release;
+  kernel_matvec(arguments, execution);
+}
+
+void run_segment_sums(const Matrix& x, const MaybeMatrix& a, const Matrix& offsets, const Matrix& out, int threads,
+                      uintptr_t stream) {
+  const int64_t* values = check_offsets(offsets, "offsets", x.rows);
+  check_shape(out, "out", offsets.rows - 1, x.columns, compute_type(x));
+  const Matrix weights = given(a, "a", x.rows, 1, compute_type(x));
+  Execution execution;
+  execution.threads = threads;
+  execution.stream = (void*)stream;
+  const py::gil_scoped_release release;
+  segment_sums(x, weights, values, offsets.rows - 1, out, execution);
+}
+
+void run_mean_bandwidth(const Matrix& x, const Matrix& y, const Matrix& x_offsets, const Matrix& y_offsets,
+                        const Matrix& bandwidth, int threads, uintptr_t stream) {
+  const Clouds clouds = make_clouds(x, y, {}, {}, x_offsets, y_offsets, bandwidth, {});
+  Execution execution;
+  execution.threads = threads;
+  execution.stream = (void*)stream;
+  const py::gil_scoped_release release;
+  mean_bandwidth(clouds, execution);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
+  using namespace py::literals;
+  py::class_<Matrix>(m, "Matrix")
+      .def(py::init(&make_matrix), "pointer"_a, "rows"_a, "columns"_a, "stride"_a, "dtype"_a);
+  py::class_<Kernel>(m, "Kernel")
+      .def(py::init(&make_kernel), "profile"_a, "parameter"_a, "offset"_a, "degree"_a, "scales"_a);
+  m.def("isa", &isa_name);
+  m.def("info", [] { return py::dict("isa"_a = isa_name(), "schedule_version"_a = kScheduleVersion); });
+  m.def("plan", &run_plan, py::kw_only(), "op"_a, "x"_a, "y"_a, "x_offsets"_a, "y_offsets"_a, "need"_a, "terms"_a,
+        "columns"_a, "threads"_a);
+  m.def("kernel_sums", &run_kernel_sums, py::kw_only(), "x"_a, "y"_a, "a"_a, "b"_a, "x_offsets"_a, "y_offsets"_a,
+        "coefficients"_a, "bandwidth"_a, "bandwidth_from_data"_a, "kernel"_a, "need"_a, "value"_a, "grad_x"_a,
+        "grad_y"_a, "grad_a"_a, "grad_b"_a, "schedule"_a, "workspace"_a, "threads"_a, "stream"_a);
+  m.def("kernel_sums_hvp", &run_kernel_sums_hvp, py::kw_only(), "x"_a, "y"_a, "a"_a, "b"_a, "x_offsets"_a,
+        "y_offsets"_a, "coefficients"_a, "bandwidth"_a, "kernel"_a, "need"_a, "tangent_x"_a, "tangent_y"_a,
+        "tangent_a"_a, "tangent_b"_a, "out_x"_a, "out_y"_a, "out_a"_a, "out_b"_a, "schedule"_a, "workspace"_a,
+        "threads"_a, "stream"_a);
+  m.def("kernel_matvec", &run_kernel_matvec, py::kw_only(), "x"_a, "y"_a, "v"_a, "x_offsets"_a, "y_offsets"_a,
+        "bandwidth"_a, "kernel"_a, "out"_a, "schedule"_a, "workspace"_a, "threads"_a, "stream"_a);
+  m.def("segment_sums", &run_segment_sums, py::kw_only(), "x"_a, "a"_a, "offsets"_a, "out"_a, "threads"_a, "stream"_a);
+  m.def("mean_bandwidth", &run_mean_bandwidth, py::kw_only(), "x"_a, "y"_a, "x_offsets"_a, "y_offsets"_a,
+        "bandwidth"_a, "threads"_a, "stream"_a);
+}

@@ -1,0 +1,313 @@
+// One block of the kernel matrix: rows [i0, i1) of one cloud against rows [j0, j1) of another, tile by tile.
+//
+//   scores   S = P_rows P_cols^T                              2 D operations a pair
+//   epilogue r = |p|^2 + |q|^2 - 2 S, k and k' of r, S <- W = c a_i b_j k', sums of k over rows and columns
+//   row side G_rows += W P_cols, column side G_cols += W^T P_rows     2 D operations a pair each
+//
+// A tile (96 x 192 floats, 72 KiB) stays in the second-level cache between the three, the N x M matrix never exists.
+// The gradient of row i is 2 (p_i sum_j W_ij - G_i) for radial kernels and G_i for kernels of the inner product.
+//
+// Near pairs (r < 2^-10 (|p|^2 + |q|^2)) are where the expansion of r cancels: they leave the tile and are evaluated from
+// the difference of their points, value and gradient.
+#pragma once
+#include "../kernel_profiles.h"
+#include "cloud.inl"
+
+namespace decoct {
+namespace DECOCT_ISA {
+
+struct Math {
+  template <class V>
+  DECOCT_INLINE V exp2(V v) {
+    return DECOCT_ISA::exp2(v);
+  }
+  template <class V>
+  DECOCT_INLINE V sqrt(V v) {
+    return DECOCT_ISA::sqrt(v);
+  }
+  DECOCT_INLINE vfloat power(vfloat v, float e) { return DECOCT_ISA::power<float>(v, e); }
+  DECOCT_INLINE vdouble power(vdouble v, double e) { return DECOCT_ISA::power<double>(v, e); }
+  template <class V>
+  DECOCT_INLINE V inverse_or_zero(V d) {
+    const V zero = d - d;  // NaN where d is not finite
+    return d == zero ? zero : V(1 / d);
+  }
+};
+
+template <class T>
+struct TileScratch {
+  T *tile, *copy, *column_k, *column_w;
+};
+
+template <class T>
+static TileScratch<T> tile_layout(Arena& arena) {
+  TileScratch<T> s;
+  s.tile = arena.take<T>(kTileHeight * kTileColumns<T>);
+  s.copy = arena.take<T>(kTileColumns<T> * panel<T>);
+  s.column_k = arena.take<T>(kTileColumns<T>);
+  s.column_w = arena.take<T>(kTileColumns<T>);
+  return s;
+}
+
+enum class Mode { value, gradient, kernel };
+
+template <class T>
+struct Block {
+  const Cloud<T>*rows, *cols;
+  int64_t i0, i1, j0, j1;
+  bool row_side, col_side;
+  T weight_scale;       // W_ij = weight_scale a_i b_j k'
+  double kernel_scale;  // ksum_i += kernel_scale sum_j b_j k_ij
+  T* row_grad;          // accumulators of the slab in use, or nullptr
+  double *row_wsum, *row_ksum;
+  const ProfileConstants<T>* constants;
+};
+
+template <class T>
+DECOCT_INLINE T squared_difference(const T* p, const T* q, int64_t dim) {
+  double total = 0;
+  for (int64_t d = 0; d < dim; ++d) {
+    const double difference = (double)p[d] - (double)q[d];
+    total += difference * difference;
+  }
+  return (T)total;
+}
+
+// The near lanes of one vector of pairs. Returns their kernel values (zero elsewhere) and adds what the tile would have.
+template <class T, Profile P, Mode M>
+static __attribute__((noinline)) vec<T> near_pairs(const Block<T>& b, int64_t i, int64_t j, const ivec<T>& near,
+                                                   double* row_k, T* column_k) {
+  vec<T> values = {};
+  const Cloud<T>&rows = *b.rows, &cols = *b.cols;
+  const T* p = rows.points + i * rows.stride;
+  for (int l = 0; l < width<T>; ++l) {
+    if (!near[l] || j + l >= b.j1) continue;
+    const T* q = cols.points + (j + l) * cols.stride;
+    const Jet<vec<T>> jet = profile<P, 1, Math>(*b.constants, splat(squared_difference(p, q, rows.dim)));
+    const T k = jet.k[0];
+    values[l] = k;
+    if (M == Mode::kernel) continue;
+    *row_k += (double)k * cols.weights[j + l];
+    if (column_k) column_k[l] += k * rows.weights[i];
+    if (M != Mode::gradient) continue;
+    const T w = b.weight_scale * rows.weights[i] * cols.weights[j + l] * jet.k1[0];
+    T* row_grad = b.row_side ? b.row_grad + i * rows.stride : nullptr;
+    T* col_grad = b.col_side ? cols.grad + (j + l) * cols.stride : nullptr;
+    for (int64_t d = 0; d < rows.dim; ++d) {
+      const T step = w * (p[d] - q[d]);
+      if (row_grad) row_grad[d] -= step;
+      if (col_grad) col_grad[d] += step;
+    }
+  }
+  return values;
+}
+
+// Scores to weights, in place. Returns sum_ij a_i b_j k_ij of the tile.
+template <class T, Profile P, bool Single, Mode M, bool Columns>
+static double epilogue(const Block<T>& b, const TileScratch<T>& scratch, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+  constexpr bool exponent = P == Profile::gaussian && Single;  // k' is a multiple of k, and exp2 needs no r
+  const Cloud<T>&rows = *b.rows, &cols = *b.cols;
+  const ProfileConstants<T> constants = *b.constants;
+  [[maybe_unused]] const T near_bound = T(1.0 / 1024);
+  const int64_t columns = round_up(j1 - j0, width<T>);
+  double total = 0;
+  for (int64_t i = i0; i < i1; ++i) {
+    T* row = scratch.tile + (i - i0) * kTileColumns<T>;
+    const T a = rows.weights[i], norm = rows.norms[i];
+    const T scale = (exponent ? -constants.slope[0] : T(1)) * b.weight_scale * a;
+    vec<T> k_sum = {}, w_sum = {};
+    double near_k = 0;
+    for (int64_t j = 0; j < columns; j += width<T>) {
+      const vec<T> s = load(row + j);
+      vec<T> weight = load(cols.weights + j0 + j);
+      Jet<vec<T>> jet{};
+      ivec<T> near = {};
+      vec<T> near_values = {};
+      if constexpr (is_radial(P)) {
+        const vec<T> norms = load(cols.norms + j0 + j) + norm;
+        vec<T> r = norms - s * T(2);
+        near = r < norms * near_bound;
+        if (__builtin_expect(any_lane(near), 0)) {
+          near_values = near_pairs<T, P, M>(b, i, j0 + j, near, &near_k, Columns ? scratch.column_k + j : nullptr);
+          weight = near ? vec<T>{} : weight;
+          r = near ? norms : r;
+        }
+        jet = profile<P, M == Mode::gradient && !exponent ? 1 : 0, Math>(constants, r);
+      } else {
+        jet = profile<P, M == Mode::gradient ? 1 : 0, Math>(constants, s);
+      }
+      if constexpr (M == Mode::kernel) {
+        store(row + j, near ? near_values : jet.k);
+        continue;
+      }
+      const vec<T> k = jet.k * weight;
+      k_sum += k;
+      if constexpr (M == Mode::gradient) {
+        const vec<T> w = (exponent ? k : jet.k1 * weight) * scale;
+        store(row + j, w);
+        if constexpr (!exponent) w_sum += w;
+        if constexpr (Columns && !exponent) store(scratch.column_w + j, load(scratch.column_w + j) + w);
+      }
+      if constexpr (Columns) {
+        // Weighted by a alone; a near lane's own share was added above.
+        const vec<T> share = jet.k * a;
+        const vec<T> kept = near ? vec<T>{} : share;
+        store(scratch.column_k + j, load(scratch.column_k + j) + (is_radial(P) ? kept : share));
+        if constexpr (exponent && M == Mode::gradient)
+          store(scratch.column_w + j, load(scratch.column_w + j) + kept);
+      }
+    }
+    if constexpr (M == Mode::kernel) continue;
+    const double tile_k = sum_lanes<T>(k_sum);
+    const double row_k = tile_k + near_k;
+    total += (double)a * row_k;
+    if (b.row_ksum) b.row_ksum[i] += b.kernel_scale * row_k;
+    if (M == Mode::gradient && b.row_side)
+      b.row_wsum[i] += exponent ? (double)scale * tile_k : (double)sum_lanes<T>(w_sum);
+  }
+  if constexpr (Columns) {
+    for (int64_t j = j0; j < j1; ++j) {
+      if (cols.ksum) cols.ksum[j] += b.kernel_scale * scratch.column_k[j - j0];
+      if (M == Mode::gradient && cols.wsum) {
+        const double factor = exponent ? -(double)constants.slope[0] * b.weight_scale * cols.weights[j] : 1.0;
+        cols.wsum[j] += factor * scratch.column_w[j - j0];
+      }
+    }
+  }
+  return total;
+}
+
+// tile (+)= points[i0:i1] panels[j0:j1]^T
+template <class T>
+static void scores(const T* points, int64_t stride, int64_t dim, const T* panels, T* tile, int64_t i0, int64_t i1,
+                   int64_t j0, int64_t j1, bool add = false) {
+  if (dim == 0 && !add) std::memset(tile, 0, (i1 - i0) * kTileColumns<T> * sizeof(T));
+  for (int64_t k = 0; k < dim; k += kDepth) {
+    const int64_t depth = dim - k < kDepth ? dim - k : kDepth;
+    for (int64_t j = j0; j < j1; j += panel<T>)
+      product<T>(i1 - i0, vectors_for<T>(j1 - j), depth, points + i0 * stride + k, stride, 1,
+                 panels + j * dim + k * panel<T>, panel<T>, tile + (j - j0), kTileColumns<T>, add || k > 0);
+  }
+}
+
+// out (count x stride) += A (count x depth) points (depth x dim), A addressed by two strides.
+template <class T>
+static void add_product(int64_t count, int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* points,
+                        int64_t stride, T* out, T* copy) {
+  for (int64_t d = 0; d < stride; d += panel<T>) {
+    const int vectors = vectors_for<T>(stride - d);
+    const T* b = points + d;
+    int64_t b_step = stride;
+    if (stride > kPackAbove && count > kTileRows) {
+      for (int64_t k = 0; k < depth; ++k)
+        for (int v = 0; v < vectors; ++v) store(copy + k * panel<T> + v * width<T>, load(b + k * stride + v * width<T>));
+      b = copy;
+      b_step = panel<T>;
+    }
+    product<T>(count, vectors, depth, a, a_row, a_step, b, b_step, out + d, stride, true);
+  }
+}
+
+// The same for D < kSmallDim, where a vector along D would be mostly padding: run along the columns instead.
+template <class T, int D>
+static void add_small_rows(const Block<T>& b, const T* tile, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+  const int64_t columns = round_up(j1 - j0, width<T>);
+  for (int64_t i = i0; i < i1; ++i) {
+    const T* row = tile + (i - i0) * kTileColumns<T>;
+    vec<T> sums[D] = {};
+    for (int64_t j = 0; j < columns; j += width<T>) {
+      const vec<T> w = load(row + j);
+      const int64_t column = j0 + j, p = column / panel<T>;
+      const T* q = b.cols->panels + p * panel<T> * D + column % panel<T>;
+#pragma GCC unroll 8
+      for (int d = 0; d < D; ++d) sums[d] += w * load(q + d * panel<T>);
+    }
+#pragma GCC unroll 8
+    for (int d = 0; d < D; ++d) b.row_grad[i * D + d] += sum_lanes<T>(sums[d]);
+  }
+}
+
+template <class T, int D>
+static void add_small_cols(const Block<T>& b, const T* tile, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+  for (int64_t j = 0; j < j1 - j0; j += width<T>) {
+    vec<T> sums[D] = {};
+    for (int64_t i = i0; i < i1; ++i) {
+      const vec<T> w = load(tile + (i - i0) * kTileColumns<T> + j);
+#pragma GCC unroll 8
+      for (int d = 0; d < D; ++d) sums[d] += w * b.rows->points[i * D + d];
+    }
+    const int64_t count = j1 - j0 - j < width<T> ? j1 - j0 - j : width<T>;
+    for (int64_t l = 0; l < count; ++l)
+      for (int d = 0; d < D; ++d) b.cols->grad[(j0 + j + l) * D + d] += sums[d][l];
+  }
+}
+
+template <class T, int D = kSmallDim - 1>
+static void add_small(const Block<T>& b, const T* tile, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+  if constexpr (D > 0) {
+    if (b.rows->dim != D) return add_small<T, D - 1>(b, tile, i0, i1, j0, j1);
+    if (b.row_side) add_small_rows<T, D>(b, tile, i0, i1, j0, j1);
+    if (b.col_side) add_small_cols<T, D>(b, tile, i0, i1, j0, j1);
+  }
+}
+
+// The whole block. Returns sum_ij a_i b_j k_ij over it.
+template <class T, Profile P, bool Single, Mode M, bool Columns>
+static double run_block(const Block<T>& b, const TileScratch<T>& scratch) {
+  const Cloud<T>&rows = *b.rows, &cols = *b.cols;
+  double total = 0;
+  for (int64_t j0 = b.j0; j0 < b.j1; j0 += kTileColumns<T>) {
+    const int64_t j1 = j0 + kTileColumns<T> < b.j1 ? j0 + kTileColumns<T> : b.j1;
+    for (int64_t i0 = b.i0; i0 < b.i1; i0 += kTileHeight) {
+      const int64_t i1 = i0 + kTileHeight < b.i1 ? i0 + kTileHeight : b.i1;
+      scores(rows.points, rows.stride, rows.dim, cols.panels, scratch.tile, i0, i1, j0, j1);
+      if constexpr (Columns) {
+        std::memset(scratch.column_k, 0, kTileColumns<T> * sizeof(T));
+        std::memset(scratch.column_w, 0, kTileColumns<T> * sizeof(T));
+      }
+      total += epilogue<T, P, Single, M, Columns>(b, scratch, i0, i1, j0, j1);
+      if constexpr (M == Mode::gradient) {
+        if (rows.dim < kSmallDim) {
+          add_small(b, scratch.tile, i0, i1, j0, j1);
+          continue;
+        }
+        if (b.row_side)
+          add_product(i1 - i0, j1 - j0, scratch.tile, kTileColumns<T>, 1, cols.points + j0 * cols.stride, cols.stride,
+                      b.row_grad + i0 * rows.stride, scratch.copy);
+        if (b.col_side)
+          add_product(j1 - j0, i1 - i0, scratch.tile, 1, kTileColumns<T>, rows.points + i0 * rows.stride, rows.stride,
+                      cols.grad + j0 * cols.stride, scratch.copy);
+      }
+    }
+  }
+  return total;
+}
+
+template <class T>
+using BlockFunction = double (*)(const Block<T>&, const TileScratch<T>&);
+
+template <class T, Profile P, bool Single>
+static BlockFunction<T> block_for(bool gradient, bool columns) {
+  if (gradient)
+    return columns ? run_block<T, P, Single, Mode::gradient, true> : run_block<T, P, Single, Mode::gradient, false>;
+  return columns ? run_block<T, P, Single, Mode::value, true> : run_block<T, P, Single, Mode::value, false>;
+}
+
+template <class T>
+static BlockFunction<T> choose_block(const Kernel& kernel, bool gradient, bool columns) {
+  switch (kernel.profile) {
+    case Profile::gaussian:
+      return kernel.scales == 1 ? block_for<T, Profile::gaussian, true>(gradient, columns)
+                                : block_for<T, Profile::gaussian, false>(gradient, columns);
+    case Profile::laplacian: return block_for<T, Profile::laplacian, false>(gradient, columns);
+    case Profile::energy: return block_for<T, Profile::energy, false>(gradient, columns);
+    case Profile::inverse_multiquadric:
+      return block_for<T, Profile::inverse_multiquadric, false>(gradient, columns);
+    case Profile::rational_quadratic: return block_for<T, Profile::rational_quadratic, false>(gradient, columns);
+    case Profile::polynomial: return block_for<T, Profile::polynomial, false>(gradient, columns);
+    default: return block_for<T, Profile::linear, false>(gradient, columns);
+  }
+}
+
+}  // namespace DECOCT_ISA
+}  // namespace decoct

@@ -1,0 +1,81 @@
+// The engine of one instruction set: compiled once for each, with -DDECOCT_ISA=generic|avx2|avx512 and its flags.
+#include "hvp.inl"
+#include "isa.h"
+
+namespace decoct {
+namespace DECOCT_ISA {
+namespace {
+
+Sizes sizes_of(Op op, const Clouds& clouds, const Execution& e, int64_t columns) {
+  const ScheduleHeader& header = *read_schedule(e).header;
+  Sizes s;
+  s.op = op;
+  s.rows = clouds.x.dtype;
+  s.segments = clouds.segments;
+  s.dim = clouds.x.columns;
+  s.columns = columns;
+  s.x_offsets = clouds.x_offsets;
+  s.y_offsets = clouds.y_offsets;
+  s.need = header.need;
+  s.terms = header.terms;
+  s.threads = e.threads;
+  return s;
+}
+
+void kernel_sums(const SumsArguments& a, const Execution& e) {
+  const Sizes sizes = sizes_of(Op::sums, a.clouds, e, 1);
+  sizes.rows == DType::float64 ? run_sums<double>(a, sizes, e) : run_sums<float>(a, sizes, e);
+}
+
+void kernel_sums_hvp(const HvpArguments& a, const Execution& e) {
+  const Sizes sizes = sizes_of(Op::hvp, a.clouds, e, 1);
+  sizes.rows == DType::float64 ? run_hvp<double>(a, sizes, e) : run_hvp<float>(a, sizes, e);
+}
+
+void kernel_matvec(const MatvecArguments& a, const Execution& e) {
+  const Sizes sizes = sizes_of(Op::matvec, a.clouds, e, a.v.columns);
+  sizes.rows == DType::float64 ? run_matvec<double>(a, sizes, e) : run_matvec<float>(a, sizes, e);
+}
+
+template <class T>
+int64_t bytes(const Sizes& sizes, int64_t chunks, int64_t tasks) {
+  Arena arena{nullptr};
+  int64_t scratch = 0;
+  if (sizes.op == Op::sums) {
+    State<T> state{};
+    state_layout(state, arena, sizes, chunks, tasks, 0, [](auto...) {});
+    scratch = state.scratch_bytes;
+  } else if (sizes.op == Op::matvec) {
+    MatvecRun<T> run{};
+    matvec_layout(run, arena, sizes, chunks, tasks);
+    scratch = run.state.scratch_bytes;
+  } else {
+    HvpRun<T> run{};
+    hvp_layout(run, arena, sizes, chunks, tasks);
+    scratch = run.state.scratch_bytes;
+  }
+  return arena.used + scratch * sizes.threads;
+}
+
+int64_t workspace_bytes(const Sizes& sizes, int64_t chunks, int64_t tasks) {
+  return sizes.rows == DType::float64 ? bytes<double>(sizes, chunks, tasks) : bytes<float>(sizes, chunks, tasks);
+}
+
+}  // namespace
+}  // namespace DECOCT_ISA
+
+#define DECOCT_PASTE(a, b) a##b
+#define DECOCT_ENGINE(isa) DECOCT_PASTE(engine_, isa)
+#define DECOCT_TEXT(name) #name
+#define DECOCT_NAME(isa) DECOCT_TEXT(isa)
+
+namespace cpu {
+const Engine DECOCT_ENGINE(DECOCT_ISA) = {DECOCT_NAME(DECOCT_ISA),
+                                          DECOCT_ISA::kernel_sums,
+                                          DECOCT_ISA::kernel_sums_hvp,
+                                          DECOCT_ISA::kernel_matvec,
+                                          DECOCT_ISA::run_segment_sums,
+                                          DECOCT_ISA::run_mean_bandwidth,
+                                          DECOCT_ISA::workspace_bytes};
+}  // namespace cpu
+}  // namespace decoct

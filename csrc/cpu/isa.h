@@ -1,0 +1,25 @@
+// One function table for each instruction set; the best that the processor has is chosen once.
+#pragma once
+#include "../interface.h"
+
+namespace decoct::cpu {
+
+struct Engine {
+  const char* name;
+  void (*kernel_sums)(const SumsArguments&, const Execution&);
+  void (*kernel_sums_hvp)(const HvpArguments&, const Execution&);
+  void (*kernel_matvec)(const MatvecArguments&, const Execution&);
+  void (*segment_sums)(const Matrix&, const Matrix&, const int64_t*, int64_t, const Matrix&, const Execution&);
+  void (*mean_bandwidth)(const Clouds&, const Execution&);
+  int64_t (*workspace_bytes)(const Sizes&, int64_t chunks, int64_t tasks);
+};
+
+extern const Engine engine_generic;
+#if defined(__x86_64__)
+extern const Engine engine_avx2, engine_avx512;
+#endif
+
+// DECOCT_ISA=generic|avx2|avx512 forces one (std::runtime_error if the processor lacks it).
+const Engine& engine();
+
+}  // namespace decoct::cpu

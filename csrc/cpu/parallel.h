@@ -1,0 +1,13 @@
+// The one seam to threads: run(context, task, worker) for every task, each exactly once, in any order.
+// Two bodies: OpenMP (shipped; shares torch's runtime) and std::thread (DECOCT_STD_THREADS, for the race checker).
+#pragma once
+#include <cstdint>
+
+namespace decoct::cpu {
+
+using TaskFunction = void (*)(void* context, int64_t task, int worker);
+
+// Serial for one task, one thread, or in a forked child, where the parent's workers do not exist.
+void parallel_for(int64_t tasks, int threads, void* context, TaskFunction run);
+
+}  // namespace decoct::cpu

@@ -1,0 +1,220 @@
+// A segment on its way through the rounds: its two clouds, centre, spread and kernel constants, and the driver that runs
+// a schedule. What the three ops share.
+#pragma once
+#include "../plan.h"
+#include "block.inl"
+#include "parallel.h"
+
+namespace decoct {
+namespace DECOCT_ISA {
+
+template <class T>
+struct Segment {
+  int64_t n, m;
+  Cloud<T> x, y;
+  T* centre;
+  double spread;  // the power of two by which extreme coordinates are divided; 1 otherwise
+  ProfileConstants<T> constants;
+};
+
+struct Schedule {
+  const ScheduleHeader* header;
+  const int32_t* starts;
+  const Task* tasks;
+};
+
+static Schedule read_schedule(const Execution& e) {
+  Schedule s;
+  s.header = (const ScheduleHeader*)e.schedule;
+  s.starts = e.schedule + sizeof(ScheduleHeader) / 4;
+  s.tasks = (const Task*)(s.starts + s.header->rounds + 1);
+  return s;
+}
+
+template <class T>
+static void segment_layout(Segment<T>& s, Arena& arena, const Sizes& sizes, const SegmentRule& rule) {
+  s.n = rule.n;
+  s.m = rule.m;
+  s.x.rows = rule.n;
+  s.y.rows = rule.m;
+  s.x.dim = s.y.dim = sizes.dim;
+  s.x.slabs = rule.rows_are_x ? rule.slabs : 1;
+  s.y.slabs = rule.rows_are_x ? 1 : rule.slabs;
+  const bool sums = sizes.op == Op::sums;
+  s.x.wants_grad = sums && (sizes.need & kNeedX);
+  s.y.wants_grad = sums && (sizes.need & kNeedY);
+  s.x.wants_weight = sums && (sizes.need & kNeedA);
+  s.y.wants_weight = sums && (sizes.need & kNeedB);
+  s.centre = arena.take<T>(sizes.dim);
+  cloud_layout(s.x, arena, rule.x_is_columns);
+  cloud_layout(s.y, arena, rule.y_is_columns);
+}
+
+template <class T>
+static void attach(Cloud<T>& c, const Matrix& points, const Matrix& weights, int64_t first) {
+  const int64_t size = points.dtype == DType::float64 ? 8 : points.dtype == DType::float32 ? 4 : 2;
+  c.source = (const char*)points.data + first * points.stride * size;
+  c.source_stride = points.stride;
+  c.dtype = points.dtype;
+  c.source_weights = weights.data ? (const T*)weights.data + first : nullptr;
+}
+
+template <class T>
+static void attach(Segment<T>& s, const Clouds& clouds, int64_t c) {
+  attach(s.x, clouds.x, clouds.a, clouds.x_offsets[c]);
+  attach(s.y, clouds.y, clouds.b, clouds.y_offsets[c]);
+}
+
+// Mean squared distance to the centre of a few rows, to see whether squares would overflow or vanish.
+template <class T>
+static double sampled_square(const Cloud<T>& c, const T* centre) {
+  const int64_t samples = c.rows < 16 ? c.rows : 16;
+  double total = 0;
+  for (int64_t k = 0; k < samples; ++k)
+    for_row(c, k * c.rows / samples, [&](int64_t d, T v) {
+      const double difference = (double)v - (double)centre[d];
+      total += difference * difference;
+    });
+  return total / (double)samples;
+}
+
+// Translation-invariant kernels: the pooled mean. Others: zero, or NaN where a row is not finite, so that such a row
+// poisons its own segment under every kernel.
+template <class T>
+static void set_anchor(Segment<T>& s, const Kernel& kernel, const double* sums) {
+  const bool radial = is_radial(kernel.profile);
+  for (int64_t d = 0; d < s.x.dim; ++d) s.centre[d] = (T)(radial ? sums[d] / (double)(s.n + s.m) : sums[d] * 0);
+  s.spread = 1;
+  if (!radial) return;
+  const double root = __builtin_sqrt(0.5 * (sampled_square(s.x, s.centre) + sampled_square(s.y, s.centre)));
+  const int limit = sizeof(T) == 4 ? 30 : 400;
+  if (!(root > 0) || !(root < __builtin_inf())) return;
+  const int exponent = __builtin_ilogb(root);
+  if (exponent > limit || exponent < -limit) s.spread = __builtin_ldexp(1.0, exponent);
+}
+
+constexpr double kSmallestSquare = 1e-10;  // of 2 s^2 under the "mean" rule
+
+static double length_of(double mean_square) {
+  return __builtin_sqrt((mean_square < kSmallestSquare ? kSmallestSquare : mean_square) / 2);
+}
+
+// 2 s^2 = mean squared distance over pairs i != j of the pooled rows = 2 sum |z_i - mean|^2 / (n + m - 1).
+template <class T>
+static void calibrate(Segment<T>& s, const Kernel& kernel, bool from_data, double norms, double* bandwidth) {
+  if (from_data) *bandwidth = length_of(2 * s.spread * s.spread * norms / (double)(s.n + s.m - 1));
+  s.constants = profile_constants<T>(kernel, *bandwidth, s.spread * s.spread);
+}
+
+template <class T>
+static double pack_chunk(const Cloud<T>& c, int64_t begin, int64_t end, const T* centre, double spread) {
+  const double norms = pack_rows(c, begin, end, centre, (T)(1 / spread));
+  clear_accumulators(c, begin, end);
+  if (c.panels)
+    pack_panels(c.points, c.stride, c.rows, c.dim, c.panels, begin / panel<T>, (end + panel<T> - 1) / panel<T>);
+  if (end == c.rows) pad_cloud(c);
+  return norms;
+}
+
+// Memory of a whole call: the split segments, one double sum a column for each chunk, and scratch for each thread.
+template <class T>
+struct State {
+  Sizes sizes;
+  const Clouds* clouds;
+  Schedule schedule;
+  Segment<T>* segments;
+  double *chunk_sums, *chunk_norms, *partials;
+  char* scratch;
+  int64_t scratch_bytes;
+  bool bandwidth_from_data;
+};
+
+// extra(segment, arena) lays out what an op keeps beside the clouds.
+template <class T, class Extra>
+static void state_layout(State<T>& state, Arena& arena, const Sizes& sizes, int64_t chunks, int64_t tasks,
+                         int64_t op_scratch, Extra extra) {
+  state.segments = arena.take<Segment<T>>(sizes.segments);
+  state.chunk_sums = arena.take<double>(chunks * sizes.dim);
+  state.chunk_norms = arena.take<double>(chunks);
+  state.partials = arena.take<double>(tasks);
+  int64_t whole_bytes = 0;
+  for (int64_t c = 0; c < sizes.segments; ++c) {
+    const SegmentRule rule = segment_rule(sizes, c);
+    if (rule.empty) continue;
+    Segment<T> counted{};
+    if (rule.whole) {
+      Arena local{nullptr};
+      segment_layout(counted, local, sizes, rule);
+      local.take<double>(sizes.dim);
+      if (local.used > whole_bytes) whole_bytes = local.used;
+    } else {
+      segment_layout(arena.base ? state.segments[c] : counted, arena, sizes, rule);
+      extra(c, rule, arena);
+    }
+  }
+  Arena tile{nullptr};
+  tile_layout<T>(tile);
+  state.scratch_bytes = tile.used + whole_bytes + op_scratch;
+  state.scratch = arena.take<char>(0);
+}
+
+// The rounds before the first block: centre, anchor, pack, calibrate. True if the task was one of them.
+template <class T>
+static bool run_preparation(State<T>& state, const Task& task) {
+  Segment<T>& s = state.segments[task.segment];
+  const int64_t dim = state.sizes.dim;
+  const Cloud<T>& cloud = task.flags & kOnX ? s.x : s.y;
+  const int64_t chunks = (s.n + kChunkRows - 1) / kChunkRows + (s.m + kChunkRows - 1) / kChunkRows;
+  double* sums = state.chunk_sums + task.slot * dim;
+  switch (task.kind) {
+    case TaskKind::centre:
+      std::memset(sums, 0, dim * sizeof(double));
+      add_column_sums(cloud, task.row_begin, task.row_end, sums);
+      return true;
+    case TaskKind::anchor:
+      for (int64_t k = 1; k < chunks; ++k)
+        for (int64_t d = 0; d < dim; ++d) sums[d] += sums[k * dim + d];
+      set_anchor(s, state.clouds->kernel, sums);
+      return true;
+    case TaskKind::pack:
+      state.chunk_norms[task.slot] = pack_chunk(cloud, task.row_begin, task.row_end, s.centre, s.spread);
+      return true;
+    case TaskKind::calibrate: {
+      double norms = 0;
+      for (int64_t k = 0; k < chunks; ++k) norms += state.chunk_norms[task.slot + k];
+      calibrate(s, state.clouds->kernel, state.bandwidth_from_data, norms, state.clouds->bandwidth + task.segment);
+      return true;
+    }
+    default: return false;
+  }
+}
+
+template <class T>
+static void attach_split(State<T>& state) {
+  for (int64_t c = 0; c < state.sizes.segments; ++c) {
+    const SegmentRule rule = segment_rule(state.sizes, c);
+    if (!rule.empty && !rule.whole) attach(state.segments[c], *state.clouds, c);
+  }
+}
+
+template <class Run>
+struct Round {
+  Run* run;
+  int64_t first;
+};
+
+// run(task index, worker) for every task, round by round.
+template <class Run>
+static void run_rounds(const Schedule& schedule, int threads, Run& run) {
+  for (int32_t r = 0; r < schedule.header->rounds; ++r) {
+    Round<Run> round{&run, schedule.starts[r]};
+    cpu::parallel_for(schedule.starts[r + 1] - schedule.starts[r], threads, &round,
+                      [](void* context, int64_t task, int worker) {
+                        const auto* current = (const Round<Run>*)context;
+                        (*current->run)(current->first + task, worker);
+                      });
+  }
+}
+
+}  // namespace DECOCT_ISA
+}  // namespace decoct

@@ -1,0 +1,178 @@
+// Vectors of one register's width over GCC/Clang vector extensions, with the few functions a kernel profile needs.
+// Included once per instruction set inside namespace decoct::DECOCT_ISA, so that no symbol is shared between them.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define DECOCT_INLINE static inline __attribute__((always_inline))
+
+namespace decoct {
+namespace DECOCT_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64, kTileRows = 8, kTileVectors = 3;  // 24 of 32 registers hold the tile
+#elif defined(__AVX2__)
+constexpr int kBytes = 32, kTileRows = 6, kTileVectors = 2;  // 12 of 16
+#elif defined(__aarch64__)
+constexpr int kBytes = 16, kTileRows = 6, kTileVectors = 4;  // 24 of 32
+#else
+constexpr int kBytes = 16, kTileRows = 4, kTileVectors = 2;  // 8 of 16, and room for products without FMA
+#endif
+
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
+  static constexpr int width = kBytes / 4;
+  typedef float vec __attribute__((vector_size(kBytes)));
+  typedef int32_t ivec __attribute__((vector_size(kBytes)));
+};
+template <>
+struct Simd<double> {
+  static constexpr int width = kBytes / 8;
+  typedef double vec __attribute__((vector_size(kBytes)));
+  typedef int64_t ivec __attribute__((vector_size(kBytes)));
+};
+using vfloat = Simd<float>::vec;
+using vdouble = Simd<double>::vec;
+
+template <class T>
+using vec = typename Simd<T>::vec;
+template <class T>
+using ivec = typename Simd<T>::ivec;
+template <class T>
+constexpr int width = Simd<T>::width;
+template <class T>
+constexpr int panel = kTileVectors * Simd<T>::width;  // columns of one register tile
+
+template <class T>
+DECOCT_INLINE vec<T> splat(T value) {
+  return value - vec<T>{};  // x - 0 keeps every bit of x, NaN and -0 included
+}
+
+template <class T>
+DECOCT_INLINE vec<T> load(const T* p) {
+  vec<T> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+DECOCT_INLINE void store(T* p, vec<T> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+template <class T>
+DECOCT_INLINE T sum_lanes(vec<T> v) {
+  T lanes[width<T>];
+  std::memcpy(lanes, &v, sizeof v);
+  for (int step = width<T> / 2; step > 0; step /= 2)
+    for (int k = 0; k < step; ++k) lanes[k] += lanes[k + step];
+  return lanes[0];
+}
+
+template <class I>
+DECOCT_INLINE bool any_lane(I mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+  int64_t words[kBytes / 8], all = 0;
+  std::memcpy(words, &mask, sizeof mask);
+  for (int64_t word : words) all |= word;
+  return all != 0;
+#endif
+}
+
+#if defined(__AVX512F__)
+DECOCT_INLINE vfloat sqrt(vfloat v) { return (vfloat)_mm512_sqrt_ps((__m512)v); }
+DECOCT_INLINE vdouble sqrt(vdouble v) { return (vdouble)_mm512_sqrt_pd((__m512d)v); }
+#elif defined(__AVX2__)
+DECOCT_INLINE vfloat sqrt(vfloat v) { return (vfloat)_mm256_sqrt_ps((__m256)v); }
+DECOCT_INLINE vdouble sqrt(vdouble v) { return (vdouble)_mm256_sqrt_pd((__m256d)v); }
+#else
+template <class V>
+DECOCT_INLINE V sqrt_each(V v) {
+  for (unsigned k = 0; k < sizeof v / sizeof v[0]; ++k)
+    v[k] = sizeof v[0] == 4 ? __builtin_sqrtf(v[k]) : __builtin_sqrt(v[k]);
+  return v;
+}
+DECOCT_INLINE vfloat sqrt(vfloat v) { return sqrt_each(v); }
+DECOCT_INLINE vdouble sqrt(vdouble v) { return sqrt_each(v); }
+#endif
+
+// 2^x. x splits into n + r, |r| <= 1/2: adding 1.5 * 2^23 + 127 rounds x to n and leaves n + 127 in the low bits, which
+// become the exponent. Coefficients: minimax fits of 2^r made for this file, with the constant 1 kept exact so that
+// k(x, x) is exact. Largest error 1.8 ulp (float), 1 ulp (double). Below 2^-126 (2^-1022) the result is 0.
+DECOCT_INLINE vfloat exp2(vfloat x) {
+  constexpr float magic = 12582912.f + 127.f;
+  x = x < -127.f ? splat(-127.f) : x;
+  const vfloat shifted = x + magic;
+  const vfloat r = x - (shifted - magic);
+  vfloat p = r * 0.0013225707225501537f + 0.009671762585639954f;
+  p = p * r + 0.05550891533493996f;
+  p = p * r + 0.24022236466407776f;
+  p = p * r + 0.693146824836731f;
+  p = p * r + 1.f;
+  return p * (vfloat)((Simd<float>::ivec)shifted << 23);
+}
+
+DECOCT_INLINE vdouble exp2(vdouble x) {
+  constexpr double magic = 6755399441055744. + 1023.;
+  x = x < -1023. ? splat(-1023.) : x;
+  const vdouble shifted = x + magic;
+  const vdouble r = x - (shifted - magic);
+  constexpr double coefficients[] = {
+      4.4549605981865186e-10, 7.072585949269223e-09, 1.0178062445845774e-07, 1.321544258792169e-06,
+      1.525273382983612e-05,  0.0001540353044173605, 0.0013333558146416936,  0.009618129107606888,
+      0.0555041086648216,     0.24022650695910097,   0.6931471805599453,     1.};
+  vdouble p = splat(coefficients[0]);
+#pragma GCC unroll 11
+  for (int k = 1; k < 12; ++k) p = p * r + coefficients[k];
+  return p * (vdouble)((Simd<double>::ivec)shifted << 52);
+}
+
+template <class T>
+struct FloatFormat;
+template <>
+struct FloatFormat<float> {
+  static constexpr int mantissa = 23, bias = 127, terms = 6;
+};
+template <>
+struct FloatFormat<double> {
+  static constexpr int mantissa = 52, bias = 1023, terms = 12;
+};
+
+// u^power for finite u >= 1. u = m 2^e with m in [0.70, 1.41]; log2 m = 2/ln 2 * atanh((m - 1) / (m + 1)) by its series.
+// power * e is kept as head and tail, so that large arguments do not lose digits before the exponential.
+template <class T>
+DECOCT_INLINE vec<T> power(vec<T> u, T exponent) {
+  using F = FloatFormat<T>;
+  const ivec<T> bits = (ivec<T>)u;
+  constexpr double root_half = 0.70710678118654752440;
+  const ivec<T> e = (bits - (ivec<T>)splat((T)root_half)) >> F::mantissa;
+  const vec<T> m = (vec<T>)(bits - (e << F::mantissa));
+  const vec<T> whole = __builtin_convertvector(e, vec<T>);
+  const vec<T> f = (m - T(1)) / (m + T(1));
+  const vec<T> f2 = f * f;
+  vec<T> series = splat(T(1) / T(2 * F::terms + 1));
+#pragma GCC unroll 12
+  for (int k = F::terms - 1; k >= 0; --k) series = series * f2 + T(1) / T(2 * k + 1);
+  const vec<T> log_m = f * series * T(2.8853900817779268147);
+  const vec<T> head = whole * exponent;
+#if defined(__FMA__) || defined(__aarch64__)
+  const vec<T> tail = whole * exponent - head;  // contracted: exact
+#else
+  vec<T> tail = {};
+  for (int k = 0; k < width<T>; ++k) tail[k] = (double)whole[k] * (double)exponent - (double)head[k];
+#endif
+  const vec<T> rest = log_m * exponent + tail;
+  return exp2(head) * exp2(rest) + (u - u);  // the bit tricks lose NaN, u - u brings it back
+}
+
+}  // namespace DECOCT_ISA
+}  // namespace decoct

@@ -1,0 +1,130 @@
+// k, k' and k'' of every kernel as a function of r = |x - y|^2 (radial) or z = x . y: the one definition that the CPU
+// vectors, CUDA and its emulation share. V is a vector or a scalar, T its scalar type, M supplies exp2, sqrt and power.
+//
+//   gaussian              exp(-r / (2 s^2))                  inverse_multiquadric  (1 + r / s^2)^(-1/2)
+//   laplacian             exp(-sqrt(r) / s)                  rational_quadratic    (1 + r / (2 alpha s^2))^(-alpha)
+//   energy                -sqrt(r)                           polynomial            (gamma z + coef0)^degree
+//   linear                z
+//
+// Several scales c_l: the sum over s^2 -> c_l s^2. At r = 0 laplacian and energy give k' = k'' = 0: the pair has no
+// direction, and the subgradient 0 is the choice under which duplicates stay where they are.
+#pragma once
+#include "interface.h"
+
+#if defined(__CUDACC__)
+#define DECOCT_PROFILE __host__ __device__ __forceinline__
+#else
+#define DECOCT_PROFILE static inline __attribute__((always_inline))
+#endif
+
+namespace decoct {
+
+template <class T>
+struct ProfileConstants {
+  T rate[kMaxScales], slope[kMaxScales];
+  T parameter, offset;
+  int degree, scales;
+};
+
+// What depends on the bandwidth s is folded here, once per segment. `unit` is the square of the factor by which the
+// points were divided.
+template <class T>
+DECOCT_PROFILE ProfileConstants<T> profile_constants(const Kernel& kernel, double bandwidth, double unit) {
+  constexpr double log2_e = 1.4426950408889634074;
+  ProfileConstants<T> c{};
+  c.scales = kernel.scales;
+  c.degree = kernel.degree;
+  c.parameter = (T)kernel.parameter;
+  c.offset = (T)kernel.offset;
+  for (int l = 0; l < kernel.scales; ++l) {
+    const double square = kernel.scale[l] * bandwidth * bandwidth / unit;
+    switch (kernel.profile) {
+      case Profile::gaussian:
+        c.rate[l] = (T)(log2_e / (2 * square));
+        c.slope[l] = (T)(1 / (2 * square));
+        break;
+      case Profile::laplacian:
+        c.slope[l] = (T)(1 / __builtin_sqrt(square));
+        c.rate[l] = (T)(log2_e / __builtin_sqrt(square));
+        break;
+      case Profile::inverse_multiquadric:
+        c.rate[l] = (T)(1 / square);
+        break;
+      case Profile::rational_quadratic:
+        c.rate[l] = (T)(1 / (2 * kernel.parameter * square));
+        c.slope[l] = (T)(1 / (2 * square));
+        break;
+      default:
+        break;
+    }
+  }
+  return c;
+}
+
+template <class V>
+struct Jet {
+  V k, k1, k2;
+};
+
+template <Profile P, int Order, class M, class V, class T>
+DECOCT_PROFILE Jet<V> profile(const ProfileConstants<T>& c, V s) {
+  Jet<V> jet{};
+  if constexpr (P == Profile::linear) {
+    jet.k = s;
+    jet.k1 = s - s + T(1);
+  } else if constexpr (P == Profile::polynomial) {
+    const V t = s * c.parameter + c.offset;
+    V lower = t - t + T(1), low = t - t;  // t^(degree-1), t^(degree-2)
+    for (int n = 1; n < c.degree; ++n) {
+      low = lower;
+      lower = lower * t;
+    }
+    jet.k = lower * t;
+    jet.k1 = lower * (T(c.degree) * c.parameter);
+    jet.k2 = low * (T(c.degree) * T(c.degree - 1) * c.parameter * c.parameter);
+  } else if constexpr (P == Profile::energy) {
+    const V d = M::sqrt(s);
+    const V inverse = M::inverse_or_zero(d);
+    jet.k = -d;
+    if constexpr (Order > 0) jet.k1 = inverse * T(-0.5);
+    if constexpr (Order > 1) jet.k2 = inverse * inverse * inverse * T(0.25);
+  } else {
+    V d{}, inverse{};
+    if constexpr (P == Profile::laplacian) {
+      d = M::sqrt(s);
+      if constexpr (Order > 0) inverse = M::inverse_or_zero(d);
+    }
+    for (int l = 0; l < c.scales; ++l) {
+      if constexpr (P == Profile::gaussian) {
+        const V k = M::exp2(s * -c.rate[l]);
+        jet.k += k;
+        if constexpr (Order > 0) jet.k1 -= k * c.slope[l];
+        if constexpr (Order > 1) jet.k2 += k * (c.slope[l] * c.slope[l]);
+      } else if constexpr (P == Profile::laplacian) {
+        const V k = M::exp2(d * -c.rate[l]);
+        const V first = k * inverse * (T(0.5) * c.slope[l]);
+        jet.k += k;
+        if constexpr (Order > 0) jet.k1 -= first;
+        if constexpr (Order > 1) jet.k2 += first * inverse * T(0.5) * (inverse + c.slope[l]);
+      } else if constexpr (P == Profile::inverse_multiquadric) {
+        const V inverse_u = T(1) / (s * c.rate[l] + T(1));
+        const V k = M::sqrt(inverse_u);
+        const V first = k * inverse_u * (T(0.5) * c.rate[l]);
+        jet.k += k;
+        if constexpr (Order > 0) jet.k1 -= first;
+        if constexpr (Order > 1) jet.k2 += first * inverse_u * (T(1.5) * c.rate[l]);
+      } else {  // rational quadratic
+        const V u = s * c.rate[l] + T(1);
+        const V inverse_u = T(1) / u;
+        const V k = c.parameter == T(1) ? inverse_u : M::power(u, -c.parameter);
+        const V first = k * inverse_u * c.slope[l];
+        jet.k += k;
+        if constexpr (Order > 0) jet.k1 -= first;
+        if constexpr (Order > 1) jet.k2 += first * inverse_u * ((c.parameter + T(1)) * c.rate[l]);
+      }
+    }
+  }
+  return jet;
+}
+
+}  // namespace decoct
