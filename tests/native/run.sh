@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Builds the native test with the engine's sources for every instruction set and runs it on each that the processor has.
+#
+#   tests/native/run.sh [-fsanitize=address,undefined | -fsanitize=thread -DDECOCT_STD_THREADS | ...]
+#
+# Flags are added to those of the compiler. CXX is the compiler (default g++), ISAS the instruction sets to run.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+build=$(mktemp -d)
+trap 'rm -rf "$build"' EXIT
+cxx=${CXX:-g++}
+command -v "$cxx" >/dev/null || { echo "run.sh: no $cxx; install a C++17 compiler: apt install g++" >&2; exit 1; }
+
+flags=(-std=c++17 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -pthread "$@")
+case " $* " in *DECOCT_STD_THREADS*) ;; *) flags+=(-fopenmp) ;; esac
+
+source "$root/tests/native/isas.sh"
+
+jobs=()
+compile() {  # output, source, flags...
+  "$cxx" "${flags[@]}" "${@:3}" -c "$2" -o "$build/$1.o" &
+  jobs+=($!)
+  if [ ${#jobs[@]} -ge 2 ]; then
+    wait "${jobs[0]}"
+    jobs=("${jobs[@]:1}")
+  fi
+}
+for isa in "${!machine[@]}"; do
+  # shellcheck disable=SC2086
+  compile "engine_$isa" "$root/csrc/cpu/engine.cpp" -DDECOCT_ISA="$isa" ${machine[$isa]} -ffp-contract=fast
+done
+for source in "$root"/csrc/cpu/*.cpp "$root"/csrc/*.cpp "$root"/tests/native/engine_test.cpp; do
+  case $source in */engine.cpp | */bindings.cpp) continue ;; esac
+  compile "$(basename "$source" .cpp)" "$source"
+done
+for job in "${jobs[@]}"; do wait "$job"; done
+"$cxx" "${flags[@]}" "$build"/*.o -o "$build/engine_test"
+
+has() {
+  case $1 in
+    generic) true ;;
+    avx2) grep -qw avx2 /proc/cpuinfo && grep -qw fma /proc/cpuinfo ;;
+    avx512) grep -qw avx512bw /proc/cpuinfo && grep -qw avx512dq /proc/cpuinfo && grep -qw avx512vl /proc/cpuinfo ;;
+  esac
+}
+for isa in ${ISAS:-"${!machine[@]}"}; do
+  if has "$isa"; then
+    DECOCT_ISA=$isa "$build/engine_test"
+  else
+    echo "instruction set: $isa: not on this processor, left out"
+  fi
+done

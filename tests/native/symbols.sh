@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Fails if object files of two instruction sets define a symbol of the same name: symbols.sh FOLDER (for the objects).
+# -O1: what -O3 would inline away shows here.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source "$here/isas.sh"
+for isa in "${!machine[@]}"; do
+  # shellcheck disable=SC2086
+  "${CXX:-g++}" -std=c++17 -O1 -fPIC -DDECOCT_ISA="$isa" ${machine[$isa]} \
+    -c "$here/../../csrc/cpu/engine.cpp" -o "$1/$isa.o"
+  nm --defined-only --extern-only "$1/$isa.o" | awk '{ print $NF }' | sort -u >"$1/$isa.symbols"
+  grep -q "engine_$isa" "$1/$isa.symbols" || { echo "engine_$isa is not exported"; exit 1; }
+done
+shared=$(sort "$1"/*.symbols | uniq -d)
+if [ -n "$shared" ]; then
+  echo "defined for more than one instruction set:"
+  echo "$shared" | c++filt
+  exit 1
+fi
+echo "${#machine[@]} instruction sets, no symbol shared"
