@@ -447,11 +447,11 @@ int main() {
   // blocks.
   const Shape ragged{{0, 1, 7, 96, 97, 5, 31, 2}, {3, 1, 33, 40, 0, 2, 32, 1}, 17};
   const Shape narrow{{65, 33}, {31, 97}, 3}, wide{{33, 5}, {10, 7}, 293};
-  const Shape split{{3, 577}, {9, 290}, 37};
+  const Shape split{{3, 577}, {9, 290}, 37}, five{{31, 98}, {9, 33}, 5}, seven{{2, 99}, {1, 98}, 7};
   std::printf("instruction set: %s\n", isa_name().c_str());
   for (const Case& test : cases) {
     const bool length = test.kernel.profile != Profile::energy && is_radial(test.kernel.profile);
-    for (const Shape* shape : {&ragged, &narrow, &wide, &split}) {
+    for (const Shape* shape : {&ragged, &narrow, &five, &seven, &wide, &split}) {
       const std::string name = test.name + " D=" + std::to_string(shape->dim);
       test_sums<float>(*shape, test, false, length, name + " float");
       if (shape != &wide) test_sums<double>(*shape, test, false, false, name + " double");
