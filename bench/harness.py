@@ -12,6 +12,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -134,6 +135,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions,
+        "decoct": json.loads(_output(sys.executable, "-m", "decoct", "info", "--json") or "null"),
         "commit": (commit + (" with edits" if edited else "")) or None,
     }
 
@@ -152,7 +154,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     width = [max(len(row[i]) for row in [list(header), *body]) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
-        placed = (c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, width, strict=True)))
+        placed = [cells[0].ljust(width[0]), *map(str.rjust, cells[1:], width[1:])]
         return "| " + " | ".join(placed) + " |"
 
     rule = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(width)) + "|"

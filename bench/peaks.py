@@ -78,7 +78,7 @@ class Work:
     """What the value and the gradient of y cannot do without."""
 
     flops: float
-    """2 D for each pair and product; a pair with one differentiated side has two products, with both three."""
+    """2 D for each pair and product; one differentiated side makes that two products, two sides three."""
     exps: float
     bytes: float
     """Rows read once, the gradient written once."""
