@@ -1,4 +1,5 @@
-// The only pybind11 file: keyword arguments to plain structs, every size checked again, the GIL released inside.
+// The only pybind11 file: keyword arguments to plain structs, every size checked again, the GIL released
+// inside.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -23,9 +24,9 @@ Value find(const std::map<std::string, Value>& table, const std::string& name, c
   return entry->second;
 }
 
-const std::map<std::string, DType> kDTypes = {{"float32", DType::float32},   {"float64", DType::float64},
-                                              {"float16", DType::float16},   {"bfloat16", DType::bfloat16},
-                                              {"int64", DType::int64},       {"int32", DType::int32},
+const std::map<std::string, DType> kDTypes = {{"float32", DType::float32}, {"float64", DType::float64},
+                                              {"float16", DType::float16}, {"bfloat16", DType::bfloat16},
+                                              {"int64", DType::int64},     {"int32", DType::int32},
                                               {"uint8", DType::uint8}};
 const std::map<std::string, Profile> kProfiles = {{"gaussian", Profile::gaussian},
                                                   {"laplacian", Profile::laplacian},
@@ -36,7 +37,8 @@ const std::map<std::string, Profile> kProfiles = {{"gaussian", Profile::gaussian
                                                   {"linear", Profile::linear}};
 const std::map<std::string, Op> kOps = {{"sums", Op::sums}, {"hvp", Op::hvp}, {"matvec", Op::matvec}};
 
-Matrix make_matrix(uintptr_t pointer, int64_t rows, int64_t columns, int64_t stride, const std::string& dtype) {
+Matrix make_matrix(uintptr_t pointer, int64_t rows, int64_t columns, int64_t stride,
+                   const std::string& dtype) {
   if (rows < 0 || columns < 0 || (rows > 1 && stride < columns))
     throw std::invalid_argument("Matrix: rows and columns must not be negative, nor stride below columns");
   return {(void*)pointer, rows, columns, stride, find(kDTypes, dtype, "dtype")};
@@ -46,7 +48,8 @@ Kernel make_kernel(const std::string& profile, double parameter, double offset, 
                    const std::vector<double>& scales) {
   if (scales.empty() || scales.size() > kMaxScales)
     throw std::invalid_argument("Kernel: scales must be 1 to 16 numbers");
-  Kernel kernel{find(kProfiles, profile, "kernel profile"), parameter, offset, degree, (int)scales.size(), {}};
+  Kernel kernel{
+      find(kProfiles, profile, "kernel profile"), parameter, offset, degree, (int)scales.size(), {}};
   std::copy(scales.begin(), scales.end(), kernel.scale);
   return kernel;
 }
@@ -62,7 +65,9 @@ void check_shape(const Matrix& m, const char* name, int64_t rows, int64_t column
   check(m.data || rows * columns == 0, std::string(name) + ": null pointer");
 }
 
-DType compute_type(const Matrix& rows) { return rows.dtype == DType::float64 ? DType::float64 : DType::float32; }
+DType compute_type(const Matrix& rows) {
+  return rows.dtype == DType::float64 ? DType::float64 : DType::float32;
+}
 
 Matrix given(const MaybeMatrix& m, const char* name, int64_t rows, int64_t columns, DType dtype) {
   if (!m) return {};
@@ -73,9 +78,11 @@ Matrix given(const MaybeMatrix& m, const char* name, int64_t rows, int64_t colum
 }
 
 const int64_t* check_offsets(const Matrix& offsets, const char* name, int64_t rows) {
-  check(offsets.dtype == DType::int64 && offsets.rows >= 1 && offsets.data, std::string(name) + ": int64 offsets expected");
+  check(offsets.dtype == DType::int64 && offsets.rows >= 1 && offsets.data,
+        std::string(name) + ": int64 offsets expected");
   const int64_t* values = (const int64_t*)offsets.data;
-  check(values[offsets.rows - 1] == rows, std::string(name) + ": the last of the offsets must be the number of rows");
+  check(values[offsets.rows - 1] == rows,
+        std::string(name) + ": the last of the offsets must be the number of rows");
   return values;
 }
 
@@ -84,8 +91,9 @@ void check_points(const Matrix& x, const Matrix& y) {
   check(x.dtype <= DType::bfloat16, "x: expected floating-point rows");
 }
 
-Clouds make_clouds(const Matrix& x, const Matrix& y, const MaybeMatrix& a, const MaybeMatrix& b, const Matrix& x_offsets,
-                   const Matrix& y_offsets, const Matrix& bandwidth, const Kernel& kernel) {
+Clouds make_clouds(const Matrix& x, const Matrix& y, const MaybeMatrix& a, const MaybeMatrix& b,
+                   const Matrix& x_offsets, const Matrix& y_offsets, const Matrix& bandwidth,
+                   const Kernel& kernel) {
   check_points(x, y);
   Clouds clouds{};
   clouds.x = x;
@@ -105,11 +113,13 @@ Clouds make_clouds(const Matrix& x, const Matrix& y, const MaybeMatrix& a, const
 // The workspace must be what the plan asked for: the plan is cheap beside the op, so it is made again.
 Execution make_execution(Op op, const Clouds& clouds, int need, int64_t columns, const Matrix& schedule,
                          const Matrix& workspace, int threads, uintptr_t stream) {
-  check(schedule.dtype == DType::int32 && schedule.rows >= (int64_t)(sizeof(ScheduleHeader) / 4) && schedule.data,
+  check(schedule.dtype == DType::int32 && schedule.rows >= (int64_t)(sizeof(ScheduleHeader) / 4) &&
+            schedule.data,
         "schedule: expected what plan() returned");
   const auto* header = (const ScheduleHeader*)schedule.data;
   check(header->version == kScheduleVersion && header->need == need &&
-            schedule.rows == (int64_t)(sizeof(ScheduleHeader) + sizeof(Task) * header->tasks) / 4 + header->rounds + 1,
+            schedule.rows ==
+                (int64_t)(sizeof(ScheduleHeader) + sizeof(Task) * header->tasks) / 4 + header->rounds + 1,
         "schedule: made for another call");
   Sizes sizes;
   sizes.op = op;
@@ -124,7 +134,8 @@ Execution make_execution(Op op, const Clouds& clouds, int need, int64_t columns,
   sizes.threads = threads;
   check(threads >= 1 && workspace.rows >= cpu_workspace_bytes(sizes, header->chunks, header->tasks),
         "workspace: smaller than plan() asked for");
-  return {(const int32_t*)schedule.data, schedule.rows, workspace.data, workspace.rows, threads, (void*)stream};
+  return {
+      (const int32_t*)schedule.data, schedule.rows, workspace.data, workspace.rows, threads, (void*)stream};
 }
 
 py::tuple run_plan(const std::string& op, const Matrix& x, const Matrix& y, const Matrix& x_offsets,
@@ -178,11 +189,11 @@ void run_kernel_sums(const Matrix& x, const Matrix& y, const MaybeMatrix& a, con
 
 void run_kernel_sums_hvp(const Matrix& x, const Matrix& y, const MaybeMatrix& a, const MaybeMatrix& b,
                          const Matrix& x_offsets, const Matrix& y_offsets, const Matrix& coefficients,
-                         const Matrix& bandwidth, const Kernel& kernel, int need, const MaybeMatrix& tangent_x,
-                         const MaybeMatrix& tangent_y, const MaybeMatrix& tangent_a, const MaybeMatrix& tangent_b,
-                         const MaybeMatrix& out_x, const MaybeMatrix& out_y, const MaybeMatrix& out_a,
-                         const MaybeMatrix& out_b, const Matrix& schedule, const Matrix& workspace, int threads,
-                         uintptr_t stream) {
+                         const Matrix& bandwidth, const Kernel& kernel, int need,
+                         const MaybeMatrix& tangent_x, const MaybeMatrix& tangent_y,
+                         const MaybeMatrix& tangent_a, const MaybeMatrix& tangent_b, const MaybeMatrix& out_x,
+                         const MaybeMatrix& out_y, const MaybeMatrix& out_a, const MaybeMatrix& out_b,
+                         const Matrix& schedule, const Matrix& workspace, int threads, uintptr_t stream) {
   HvpArguments arguments{};
   arguments.clouds = make_clouds(x, y, a, b, x_offsets, y_offsets, bandwidth, kernel);
   check_shape(coefficients, "coefficients", arguments.clouds.segments, 3, DType::float64);
@@ -197,14 +208,16 @@ void run_kernel_sums_hvp(const Matrix& x, const Matrix& y, const MaybeMatrix& a,
   arguments.out_y = given(out_y, "out_y", y.rows, y.columns, type);
   arguments.out_a = given(out_a, "out_a", x.rows, 1, type);
   arguments.out_b = given(out_b, "out_b", y.rows, 1, type);
-  const Execution execution = make_execution(Op::hvp, arguments.clouds, need, 1, schedule, workspace, threads, stream);
+  const Execution execution =
+      make_execution(Op::hvp, arguments.clouds, need, 1, schedule, workspace, threads, stream);
   const py::gil_scoped_release release;
   kernel_sums_hvp(arguments, execution);
 }
 
 void run_kernel_matvec(const Matrix& x, const Matrix& y, const Matrix& v, const Matrix& x_offsets,
-                       const Matrix& y_offsets, const Matrix& bandwidth, const Kernel& kernel, const Matrix& out,
-                       const Matrix& schedule, const Matrix& workspace, int threads, uintptr_t stream) {
+                       const Matrix& y_offsets, const Matrix& bandwidth, const Kernel& kernel,
+                       const Matrix& out, const Matrix& schedule, const Matrix& workspace, int threads,
+                       uintptr_t stream) {
   MatvecArguments arguments{};
   arguments.clouds = make_clouds(x, y, {}, {}, x_offsets, y_offsets, bandwidth, kernel);
   check_shape(v, "v", y.rows, v.columns, compute_type(x));
@@ -212,14 +225,14 @@ void run_kernel_matvec(const Matrix& x, const Matrix& y, const Matrix& v, const 
   arguments.v = v;
   arguments.out = out;
   const auto* header = (const ScheduleHeader*)schedule.data;
-  const Execution execution = make_execution(Op::matvec, arguments.clouds, header ? header->need : 0, v.columns,
-                                             schedule, workspace, threads, stream);
+  const Execution execution = make_execution(Op::matvec, arguments.clouds, header ? header->need : 0,
+                                             v.columns, schedule, workspace, threads, stream);
   const py::gil_scoped_release release;
   kernel_matvec(arguments, execution);
 }
 
-void run_segment_sums(const Matrix& x, const MaybeMatrix& a, const Matrix& offsets, const Matrix& out, int threads,
-                      uintptr_t stream) {
+void run_segment_sums(const Matrix& x, const MaybeMatrix& a, const Matrix& offsets, const Matrix& out,
+                      int threads, uintptr_t stream) {
   const int64_t* values = check_offsets(offsets, "offsets", x.rows);
   check_shape(out, "out", offsets.rows - 1, x.columns, compute_type(x));
   const Matrix weights = given(a, "a", x.rows, 1, compute_type(x));
@@ -250,18 +263,20 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
       .def(py::init(&make_kernel), "profile"_a, "parameter"_a, "offset"_a, "degree"_a, "scales"_a);
   m.def("isa", &isa_name);
   m.def("info", [] { return py::dict("isa"_a = isa_name(), "schedule_version"_a = kScheduleVersion); });
-  m.def("plan", &run_plan, py::kw_only(), "op"_a, "x"_a, "y"_a, "x_offsets"_a, "y_offsets"_a, "need"_a, "terms"_a,
-        "columns"_a, "threads"_a);
-  m.def("kernel_sums", &run_kernel_sums, py::kw_only(), "x"_a, "y"_a, "a"_a, "b"_a, "x_offsets"_a, "y_offsets"_a,
-        "coefficients"_a, "bandwidth"_a, "bandwidth_from_data"_a, "kernel"_a, "need"_a, "value"_a, "grad_x"_a,
-        "grad_y"_a, "grad_a"_a, "grad_b"_a, "schedule"_a, "workspace"_a, "threads"_a, "stream"_a);
+  m.def("plan", &run_plan, py::kw_only(), "op"_a, "x"_a, "y"_a, "x_offsets"_a, "y_offsets"_a, "need"_a,
+        "terms"_a, "columns"_a, "threads"_a);
+  m.def("kernel_sums", &run_kernel_sums, py::kw_only(), "x"_a, "y"_a, "a"_a, "b"_a, "x_offsets"_a,
+        "y_offsets"_a, "coefficients"_a, "bandwidth"_a, "bandwidth_from_data"_a, "kernel"_a, "need"_a,
+        "value"_a, "grad_x"_a, "grad_y"_a, "grad_a"_a, "grad_b"_a, "schedule"_a, "workspace"_a, "threads"_a,
+        "stream"_a);
   m.def("kernel_sums_hvp", &run_kernel_sums_hvp, py::kw_only(), "x"_a, "y"_a, "a"_a, "b"_a, "x_offsets"_a,
         "y_offsets"_a, "coefficients"_a, "bandwidth"_a, "kernel"_a, "need"_a, "tangent_x"_a, "tangent_y"_a,
         "tangent_a"_a, "tangent_b"_a, "out_x"_a, "out_y"_a, "out_a"_a, "out_b"_a, "schedule"_a, "workspace"_a,
         "threads"_a, "stream"_a);
   m.def("kernel_matvec", &run_kernel_matvec, py::kw_only(), "x"_a, "y"_a, "v"_a, "x_offsets"_a, "y_offsets"_a,
         "bandwidth"_a, "kernel"_a, "out"_a, "schedule"_a, "workspace"_a, "threads"_a, "stream"_a);
-  m.def("segment_sums", &run_segment_sums, py::kw_only(), "x"_a, "a"_a, "offsets"_a, "out"_a, "threads"_a, "stream"_a);
+  m.def("segment_sums", &run_segment_sums, py::kw_only(), "x"_a, "a"_a, "offsets"_a, "out"_a, "threads"_a,
+        "stream"_a);
   m.def("mean_bandwidth", &run_mean_bandwidth, py::kw_only(), "x"_a, "y"_a, "x_offsets"_a, "y_offsets"_a,
         "bandwidth"_a, "threads"_a, "stream"_a);
 }

@@ -26,7 +26,9 @@ enum class Profile : int32_t {
   linear
 };
 
-constexpr bool is_radial(Profile p) { return p != Profile::polynomial && p != Profile::linear; }
+constexpr bool is_radial(Profile p) {
+  return p != Profile::polynomial && p != Profile::linear;
+}
 
 constexpr int kMaxScales = 16;
 
@@ -54,8 +56,9 @@ struct Sizes {
   int need = 0, terms = 0, threads = 1;
 };
 
-// A plan is a list of rounds, each a list of tasks that may run at once: tasks of one round never add into the same
-// rows, and rounds run in order. It depends on shapes only, so results do not depend on the number of threads.
+// A plan is a list of rounds, each a list of tasks that may run at once: tasks of one round never add into
+// the same rows, and rounds run in order. It depends on shapes only, so results do not depend on the number
+// of threads.
 enum class TaskKind : int32_t {
   whole,      // a small segment from start to end
   centre,     // column sums of a chunk of rows
@@ -84,13 +87,15 @@ struct ScheduleHeader {
 };
 constexpr int32_t kScheduleVersion = 1;
 
-// ScheduleHeader, the first task of every round and the number of tasks (rounds + 1), then the tasks, all as int32.
+// ScheduleHeader, the first task of every round and the number of tasks (rounds + 1), then the tasks, all as
+// int32.
 struct Plan {
   std::vector<int32_t> schedule;
   int64_t workspace_bytes = 0;
 };
 
-// Validates offsets and sizes (std::invalid_argument) and lays out the work. The workspace holds scratch for each thread.
+// Validates offsets and sizes (std::invalid_argument) and lays out the work. The workspace holds scratch for
+// each thread.
 Plan plan(const Sizes& sizes);
 
 struct Clouds {
@@ -135,8 +140,8 @@ struct MatvecArguments {
 void kernel_sums(const SumsArguments& arguments, const Execution& execution);
 void kernel_sums_hvp(const HvpArguments& arguments, const Execution& execution);
 void kernel_matvec(const MatvecArguments& arguments, const Execution& execution);
-void segment_sums(const Matrix& x, const Matrix& a, const int64_t* offsets, int64_t segments, const Matrix& out,
-                  const Execution& execution);
+void segment_sums(const Matrix& x, const Matrix& a, const int64_t* offsets, int64_t segments,
+                  const Matrix& out, const Execution& execution);
 void mean_bandwidth(const Clouds& clouds, const Execution& execution);
 std::string isa_name();
 

@@ -1,13 +1,14 @@
-// k, k' and k'' of every kernel as a function of r = |x - y|^2 (radial) or z = x . y: the one definition that the CPU
-// vectors, CUDA and its emulation share. V is a vector or a scalar, T its scalar type, M supplies exp2, sqrt and power.
+// k, k' and k'' of every kernel as a function of r = |x - y|^2 (radial) or z = x . y: the one definition that
+// the CPU vectors, CUDA and its emulation share. V is a vector or a scalar, T its scalar type, M supplies
+// exp2, sqrt and power.
 //
 //   gaussian              exp(-r / (2 s^2))                  inverse_multiquadric  (1 + r / s^2)^(-1/2)
-//   laplacian             exp(-sqrt(r) / s)                  rational_quadratic    (1 + r / (2 alpha s^2))^(-alpha)
-//   energy                -sqrt(r)                           polynomial            (gamma z + coef0)^degree
-//   linear                z
+//   laplacian             exp(-sqrt(r) / s)                  rational_quadratic    (1 + r / (2 alpha
+//   s^2))^(-alpha) energy                -sqrt(r)                           polynomial            (gamma z +
+//   coef0)^degree linear                z
 //
-// Several scales c_l: the sum over s^2 -> c_l s^2. At r = 0 laplacian and energy give k' = k'' = 0: the pair has no
-// direction, and the subgradient 0 is the choice under which duplicates stay where they are.
+// Several scales c_l: the sum over s^2 -> c_l s^2. At r = 0 laplacian and energy give k' = k'' = 0: the pair
+// has no direction, and the subgradient 0 is the choice under which duplicates stay where they are.
 #pragma once
 #include "interface.h"
 
@@ -26,8 +27,8 @@ struct ProfileConstants {
   int degree, scales;
 };
 
-// What depends on the bandwidth s is folded here, once per segment. `unit` is the square of the factor by which the
-// points were divided.
+// What depends on the bandwidth s is folded here, once per segment. `unit` is the square of the factor by
+// which the points were divided.
 template <class T>
 DECOCT_PROFILE ProfileConstants<T> profile_constants(const Kernel& kernel, double bandwidth, double unit) {
   constexpr double log2_e = 1.4426950408889634074;

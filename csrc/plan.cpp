@@ -9,14 +9,20 @@ namespace decoct {
 namespace {
 
 constexpr int64_t kUnit = kBlockUnit, kChunk = kChunkRows;
-constexpr int64_t kMostBlocks = 128;              // along one side of a symmetric block
-constexpr int64_t kEnoughTasks = 48;              // a dense cross block is split until there are so many
+constexpr int64_t kMostBlocks = 128;               // along one side of a symmetric block
+constexpr int64_t kEnoughTasks = 48;               // a dense cross block is split until there are so many
 constexpr int64_t kSlabBytes = int64_t{16} << 20;  // at most, for all column splits of a segment
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t element_size(DType rows) { return rows == DType::float64 ? 8 : 4; }
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+int64_t element_size(DType rows) {
+  return rows == DType::float64 ? 8 : 4;
+}
 
-int64_t cross_block_rows(int64_t rows) { return rows <= 32 * kUnit ? kUnit : 2 * kUnit; }
+int64_t cross_block_rows(int64_t rows) {
+  return rows <= 32 * kUnit ? kUnit : 2 * kUnit;
+}
 
 void check_offsets(const int64_t* offsets, int64_t segments, const char* name) {
   if (offsets[0] != 0) throw std::invalid_argument(std::string(name) + " must start at 0");
@@ -32,13 +38,15 @@ struct Builder {
   std::vector<int32_t> rounds;  // of each task
   int32_t chunks = 0;
 
-  void add(int64_t round, TaskKind kind, int64_t segment, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t slot,
-           int flags) {
-    tasks.push_back({kind, (int32_t)segment, (int32_t)i0, (int32_t)i1, (int32_t)j0, (int32_t)j1, (int32_t)slot, flags});
+  void add(int64_t round, TaskKind kind, int64_t segment, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
+           int64_t slot, int flags) {
+    tasks.push_back(
+        {kind, (int32_t)segment, (int32_t)i0, (int32_t)i1, (int32_t)j0, (int32_t)j1, (int32_t)slot, flags});
     rounds.push_back((int32_t)round);
   }
 
-  void add_chunks(int64_t round, TaskKind kind, int64_t segment, int64_t rows, int flags, int32_t first_slot) {
+  void add_chunks(int64_t round, TaskKind kind, int64_t segment, int64_t rows, int flags,
+                  int32_t first_slot) {
     for (int64_t i = 0; i < rows; i += kChunk)
       add(round, kind, segment, i, std::min(i + kChunk, rows), 0, 0, first_slot++, flags);
   }
@@ -50,8 +58,8 @@ struct Builder {
     std::vector<int32_t> starts;
     for (size_t t = 0; t < order.size(); ++t)
       if (t == 0 || rounds[order[t]] != rounds[order[t - 1]]) starts.push_back((int32_t)t);
-    const ScheduleHeader header{kScheduleVersion, (int32_t)starts.size(), (int32_t)tasks.size(), chunks,
-                                sizes.terms,       sizes.need};
+    const ScheduleHeader header{
+        kScheduleVersion, (int32_t)starts.size(), (int32_t)tasks.size(), chunks, sizes.terms, sizes.need};
     starts.push_back((int32_t)tasks.size());
     std::vector<int32_t> schedule(sizeof header / 4 + starts.size() + tasks.size() * (sizeof(Task) / 4));
     int32_t* out = schedule.data();
@@ -75,13 +83,15 @@ void add_sums(Builder& builder, const Sizes& s, int64_t c, const SegmentRule& ru
   if (s.terms & kTermXY) {
     const int64_t rows = rule.rows_are_x ? rule.n : rule.m, cols = rule.rows_are_x ? rule.m : rule.n;
     const bool row_side = rule.rows_are_x ? on_x : on_y, column_side = rule.rows_are_x ? on_y : on_x;
-    const int flags = (rule.rows_are_x ? kOnX : kColumnsX) | (row_side ? kRowSide : 0) | (column_side ? kColumnSide : 0);
+    const int flags =
+        (rule.rows_are_x ? kOnX : kColumnsX) | (row_side ? kRowSide : 0) | (column_side ? kColumnSide : 0);
     if (!column_side) {
-      const int64_t height = cross_block_rows(rows), width = ceil_div(ceil_div(cols, rule.slabs), kUnit) * kUnit;
+      const int64_t height = cross_block_rows(rows),
+                    width = ceil_div(ceil_div(cols, rule.slabs), kUnit) * kUnit;
       for (int64_t i = 0; i < rows; i += height)
         for (int64_t j = 0; j < cols; j += width)
-          builder.add(kCross, TaskKind::block, c, i, std::min(i + height, rows), j, std::min(j + width, cols), j / width,
-                      flags);
+          builder.add(kCross, TaskKind::block, c, i, std::min(i + height, rows), j, std::min(j + width, cols),
+                      j / width, flags);
     } else {
       // Both sides accumulate: a Latin square, in each round every row block meets a column block of its own.
       const int64_t height = ceil_div(ceil_div(rows, kMostBlocks), kUnit) * kUnit;
@@ -89,8 +99,8 @@ void add_sums(Builder& builder, const Sizes& s, int64_t c, const SegmentRule& ru
       const int64_t order = std::max(ceil_div(rows, height), ceil_div(cols, width));
       for (int64_t i = 0; i * height < rows; ++i)
         for (int64_t j = 0; j * width < cols; ++j)
-          builder.add(kCross + (i + j) % order, TaskKind::block, c, i * height, std::min((i + 1) * height, rows),
-                      j * width, std::min((j + 1) * width, cols), 0, flags);
+          builder.add(kCross + (i + j) % order, TaskKind::block, c, i * height,
+                      std::min((i + 1) * height, rows), j * width, std::min((j + 1) * width, cols), 0, flags);
       symmetric_round = kCross + order;
     }
   }
@@ -99,7 +109,8 @@ void add_sums(Builder& builder, const Sizes& s, int64_t c, const SegmentRule& ru
     const bool wanted = term == kTermXX ? on_x : on_y;
     const int64_t rows = term == kTermXX ? rule.n : rule.m;
     const int64_t size = ceil_div(ceil_div(rows, kMostBlocks), kUnit) * kUnit, blocks = ceil_div(rows, size);
-    const int64_t order = blocks | 1;  // round (i + j) mod order: every block has one partner in it, or itself
+    const int64_t order =
+        blocks | 1;  // round (i + j) mod order: every block has one partner in it, or itself
     for (int64_t i = 0; i < blocks; ++i)
       for (int64_t j = i; j < blocks; ++j) {
         const int flags = (term == kTermXX ? kOnX | kColumnsX : 0) | (wanted ? kRowSide : 0) |
@@ -152,7 +163,8 @@ SegmentRule segment_rule(const Sizes& s, int64_t c) {
   if (!rule.whole && cross && !(rule.rows_are_x ? on_y : on_x)) {
     const int64_t rows = rule.rows_are_x ? rule.n : rule.m, cols = rule.rows_are_x ? rule.m : rule.n;
     const int64_t slab = std::max<int64_t>(rows * (s.dim + 16) * element_size(s.rows), 1);
-    const int64_t wanted = ceil_div(kEnoughTasks, std::max<int64_t>(ceil_div(rows, cross_block_rows(rows)), 1));
+    const int64_t wanted =
+        ceil_div(kEnoughTasks, std::max<int64_t>(ceil_div(rows, cross_block_rows(rows)), 1));
     const int64_t splits = std::max<int64_t>(1, std::min({wanted, cols / (4 * kUnit), kSlabBytes / slab}));
     // Whole units a split: the last ones may be empty.
     rule.slabs = (int)std::max<int64_t>(1, ceil_div(cols, ceil_div(ceil_div(cols, splits), kUnit) * kUnit));
@@ -195,7 +207,8 @@ Plan plan(const Sizes& s) {
   for (auto [size, c] : whole) builder.add(kFirst, TaskKind::whole, c, 0, 0, 0, 0, 0, 0);
   Plan result;
   const int64_t tasks = (int64_t)builder.tasks.size();
-  if (tasks > INT32_MAX / 8) throw std::invalid_argument("plan: too many tasks for one call; split the segments");
+  if (tasks > INT32_MAX / 8)
+    throw std::invalid_argument("plan: too many tasks for one call; split the segments");
   result.schedule = builder.pack(s);
   result.workspace_bytes = cpu_workspace_bytes(s, builder.chunks, tasks);
   return result;

@@ -8,11 +8,11 @@ namespace decoct {
 constexpr int64_t kBlockUnit = 96, kChunkRows = 5 * kBlockUnit;
 
 struct SegmentRule {
-  int64_t n, m;      // rows of x and y
-  bool empty;        // nothing to compute
-  bool whole;        // small: one task does all of it
-  bool rows_are_x;   // orientation of the cross block
-  int slabs;         // column splits of the cross block, each with accumulators of its own
+  int64_t n, m;     // rows of x and y
+  bool empty;       // nothing to compute
+  bool whole;       // small: one task does all of it
+  bool rows_are_x;  // orientation of the cross block
+  int slabs;        // column splits of the cross block, each with accumulators of its own
   bool x_is_columns, y_is_columns;
 };
 

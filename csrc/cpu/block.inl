@@ -4,11 +4,12 @@
 //   epilogue r = |p|^2 + |q|^2 - 2 S, k and k' of r, S <- W = c a_i b_j k', sums of k over rows and columns
 //   row side G_rows += W P_cols, column side G_cols += W^T P_rows     2 D operations a pair each
 //
-// A tile (96 x 192 floats, 72 KiB) stays in the second-level cache between the three, the N x M matrix never exists.
-// The gradient of row i is 2 (p_i sum_j W_ij - G_i) for radial kernels and G_i for kernels of the inner product.
+// A tile (96 x 192 floats, 72 KiB) stays in the second-level cache between the three, the N x M matrix never
+// exists. The gradient of row i is 2 (p_i sum_j W_ij - G_i) for radial kernels and G_i for kernels of the
+// inner product.
 //
-// Near pairs (r < 2^-10 (|p|^2 + |q|^2)) are where the expansion of r cancels: they leave the tile and are evaluated from
-// the difference of their points, value and gradient.
+// Near pairs (r < 2^-10 (|p|^2 + |q|^2)) are where the expansion of r cancels: they leave the tile and are
+// evaluated from the difference of their points, value and gradient.
 #pragma once
 #include "../kernel_profiles.h"
 #include "cloud.inl"
@@ -73,10 +74,11 @@ DECOCT_INLINE T squared_difference(const T* p, const T* q, int64_t dim) {
   return (T)total;
 }
 
-// The near lanes of one vector of pairs. Returns their kernel values (zero elsewhere) and adds what the tile would have.
+// The near lanes of one vector of pairs. Returns their kernel values (zero elsewhere) and adds what the tile
+// would have.
 template <class T, Profile P, Mode M>
-static __attribute__((noinline)) vec<T> near_pairs(const Block<T>& b, int64_t i, int64_t j, const ivec<T>& near,
-                                                   double* row_k, T* column_k) {
+static __attribute__((noinline)) vec<T> near_pairs(const Block<T>& b, int64_t i, int64_t j,
+                                                   const ivec<T>& near, double* row_k, T* column_k) {
   vec<T> values = {};
   const Cloud<T>&rows = *b.rows, &cols = *b.cols;
   const T* p = rows.points + i * rows.stride;
@@ -102,14 +104,29 @@ static __attribute__((noinline)) vec<T> near_pairs(const Block<T>& b, int64_t i,
   return values;
 }
 
+// |p_i - q_j|^2 for a vector of columns: below kSmallDim by differences, which cost no more there and lose
+// nothing.
+template <class T>
+DECOCT_INLINE vec<T> squared_distances(const T* p, const T* panels, int64_t column, int64_t dim) {
+  const T* q = panels + column / panel<T> * panel<T> * dim + column % panel<T>;
+  vec<T> r = {};
+  for (int64_t d = 0; d < dim; ++d) {
+    const vec<T> difference = splat(p[d]) - load(q + d * panel<T>);
+    r += difference * difference;
+  }
+  return r;
+}
+
 // Scores to weights, in place. Returns sum_ij a_i b_j k_ij of the tile.
 template <class T, Profile P, bool Single, Mode M, bool Columns>
-static double epilogue(const Block<T>& b, const TileScratch<T>& scratch, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+static double epilogue(const Block<T>& b, const TileScratch<T>& scratch, int64_t i0, int64_t i1, int64_t j0,
+                       int64_t j1) {
   constexpr bool exponent = P == Profile::gaussian && Single;  // k' is a multiple of k, and exp2 needs no r
   const Cloud<T>&rows = *b.rows, &cols = *b.cols;
   const ProfileConstants<T> constants = *b.constants;
   [[maybe_unused]] const T near_bound = T(1.0 / 1024);
   const int64_t columns = round_up(j1 - j0, width<T>);
+  const bool small = is_radial(P) && rows.dim < kSmallDim;
   double total = 0;
   for (int64_t i = i0; i < i1; ++i) {
     T* row = scratch.tile + (i - i0) * kTileColumns<T>;
@@ -118,23 +135,24 @@ static double epilogue(const Block<T>& b, const TileScratch<T>& scratch, int64_t
     vec<T> k_sum = {}, w_sum = {};
     double near_k = 0;
     for (int64_t j = 0; j < columns; j += width<T>) {
-      const vec<T> s = load(row + j);
       vec<T> weight = load(cols.weights + j0 + j);
       Jet<vec<T>> jet{};
       ivec<T> near = {};
       vec<T> near_values = {};
       if constexpr (is_radial(P)) {
         const vec<T> norms = load(cols.norms + j0 + j) + norm;
-        vec<T> r = norms - s * T(2);
+        vec<T> r = small ? squared_distances(rows.points + i * rows.stride, cols.panels, j0 + j, rows.dim)
+                         : norms - load(row + j) * T(2);
         near = r < norms * near_bound;
         if (__builtin_expect(any_lane(near), 0)) {
-          near_values = near_pairs<T, P, M>(b, i, j0 + j, near, &near_k, Columns ? scratch.column_k + j : nullptr);
+          near_values =
+              near_pairs<T, P, M>(b, i, j0 + j, near, &near_k, Columns ? scratch.column_k + j : nullptr);
           weight = near ? vec<T>{} : weight;
           r = near ? norms : r;
         }
-        jet = profile<P, M == Mode::gradient && !exponent ? 1 : 0, Math>(constants, r);
+        jet = profile < P, M == Mode::gradient && !exponent ? 1 : 0, Math > (constants, r);
       } else {
-        jet = profile<P, M == Mode::gradient ? 1 : 0, Math>(constants, s);
+        jet = profile < P, M == Mode::gradient ? 1 : 0, Math > (constants, load(row + j));
       }
       if constexpr (M == Mode::kernel) {
         store(row + j, near ? near_values : jet.k);
@@ -179,8 +197,8 @@ static double epilogue(const Block<T>& b, const TileScratch<T>& scratch, int64_t
 
 // tile (+)= points[i0:i1] panels[j0:j1]^T
 template <class T>
-static void scores(const T* points, int64_t stride, int64_t dim, const T* panels, T* tile, int64_t i0, int64_t i1,
-                   int64_t j0, int64_t j1, bool add = false) {
+static void scores(const T* points, int64_t stride, int64_t dim, const T* panels, T* tile, int64_t i0,
+                   int64_t i1, int64_t j0, int64_t j1, bool add = false) {
   if (dim == 0 && !add) std::memset(tile, 0, (i1 - i0) * kTileColumns<T> * sizeof(T));
   for (int64_t k = 0; k < dim; k += kDepth) {
     const int64_t depth = dim - k < kDepth ? dim - k : kDepth;
@@ -192,15 +210,16 @@ static void scores(const T* points, int64_t stride, int64_t dim, const T* panels
 
 // out (count x stride) += A (count x depth) points (depth x dim), A addressed by two strides.
 template <class T>
-static void add_product(int64_t count, int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* points,
-                        int64_t stride, T* out, T* copy) {
+static void add_product(int64_t count, int64_t depth, const T* a, int64_t a_row, int64_t a_step,
+                        const T* points, int64_t stride, T* out, T* copy) {
   for (int64_t d = 0; d < stride; d += panel<T>) {
     const int vectors = vectors_for<T>(stride - d);
     const T* b = points + d;
     int64_t b_step = stride;
     if (stride > kPackAbove && count > kTileRows) {
       for (int64_t k = 0; k < depth; ++k)
-        for (int v = 0; v < vectors; ++v) store(copy + k * panel<T> + v * width<T>, load(b + k * stride + v * width<T>));
+        for (int v = 0; v < vectors; ++v)
+          store(copy + k * panel<T> + v * width<T>, load(b + k * stride + v * width<T>));
       b = copy;
       b_step = panel<T>;
     }
@@ -260,7 +279,8 @@ static double run_block(const Block<T>& b, const TileScratch<T>& scratch) {
     const int64_t j1 = j0 + kTileColumns<T> < b.j1 ? j0 + kTileColumns<T> : b.j1;
     for (int64_t i0 = b.i0; i0 < b.i1; i0 += kTileHeight) {
       const int64_t i1 = i0 + kTileHeight < b.i1 ? i0 + kTileHeight : b.i1;
-      scores(rows.points, rows.stride, rows.dim, cols.panels, scratch.tile, i0, i1, j0, j1);
+      if (!is_radial(P) || rows.dim >= kSmallDim)
+        scores(rows.points, rows.stride, rows.dim, cols.panels, scratch.tile, i0, i1, j0, j1);
       if constexpr (Columns) {
         std::memset(scratch.column_k, 0, kTileColumns<T> * sizeof(T));
         std::memset(scratch.column_w, 0, kTileColumns<T> * sizeof(T));
@@ -272,11 +292,11 @@ static double run_block(const Block<T>& b, const TileScratch<T>& scratch) {
           continue;
         }
         if (b.row_side)
-          add_product(i1 - i0, j1 - j0, scratch.tile, kTileColumns<T>, 1, cols.points + j0 * cols.stride, cols.stride,
-                      b.row_grad + i0 * rows.stride, scratch.copy);
+          add_product(i1 - i0, j1 - j0, scratch.tile, kTileColumns<T>, 1, cols.points + j0 * cols.stride,
+                      cols.stride, b.row_grad + i0 * rows.stride, scratch.copy);
         if (b.col_side)
-          add_product(j1 - j0, i1 - i0, scratch.tile, 1, kTileColumns<T>, rows.points + i0 * rows.stride, rows.stride,
-                      cols.grad + j0 * cols.stride, scratch.copy);
+          add_product(j1 - j0, i1 - i0, scratch.tile, 1, kTileColumns<T>, rows.points + i0 * rows.stride,
+                      rows.stride, cols.grad + j0 * cols.stride, scratch.copy);
       }
     }
   }
@@ -289,7 +309,8 @@ using BlockFunction = double (*)(const Block<T>&, const TileScratch<T>&);
 template <class T, Profile P, bool Single>
 static BlockFunction<T> block_for(bool gradient, bool columns) {
   if (gradient)
-    return columns ? run_block<T, P, Single, Mode::gradient, true> : run_block<T, P, Single, Mode::gradient, false>;
+    return columns ? run_block<T, P, Single, Mode::gradient, true>
+                   : run_block<T, P, Single, Mode::gradient, false>;
   return columns ? run_block<T, P, Single, Mode::value, true> : run_block<T, P, Single, Mode::value, false>;
 }
 
@@ -299,13 +320,18 @@ static BlockFunction<T> choose_block(const Kernel& kernel, bool gradient, bool c
     case Profile::gaussian:
       return kernel.scales == 1 ? block_for<T, Profile::gaussian, true>(gradient, columns)
                                 : block_for<T, Profile::gaussian, false>(gradient, columns);
-    case Profile::laplacian: return block_for<T, Profile::laplacian, false>(gradient, columns);
-    case Profile::energy: return block_for<T, Profile::energy, false>(gradient, columns);
+    case Profile::laplacian:
+      return block_for<T, Profile::laplacian, false>(gradient, columns);
+    case Profile::energy:
+      return block_for<T, Profile::energy, false>(gradient, columns);
     case Profile::inverse_multiquadric:
       return block_for<T, Profile::inverse_multiquadric, false>(gradient, columns);
-    case Profile::rational_quadratic: return block_for<T, Profile::rational_quadratic, false>(gradient, columns);
-    case Profile::polynomial: return block_for<T, Profile::polynomial, false>(gradient, columns);
-    default: return block_for<T, Profile::linear, false>(gradient, columns);
+    case Profile::rational_quadratic:
+      return block_for<T, Profile::rational_quadratic, false>(gradient, columns);
+    case Profile::polynomial:
+      return block_for<T, Profile::polynomial, false>(gradient, columns);
+    default:
+      return block_for<T, Profile::linear, false>(gradient, columns);
   }
 }
 

@@ -1,6 +1,7 @@
-// One segment's rows of x or y made ready for the tiles: centred (translation-invariant kernels), widened to the compute
-// type, with squared norms, weights padded by zeros, and, for clouds that serve as columns, transposed into panels.
-// Bytes moved: each row is read twice (centre, pack) and written once or twice. The accumulators live here too.
+// One segment's rows of x or y made ready for the tiles: centred (translation-invariant kernels), widened to
+// the compute type, with squared norms, weights padded by zeros, and, for clouds that serve as columns,
+// transposed into panels. Bytes moved: each row is read twice (centre, pack) and written once or twice. The
+// accumulators live here too.
 #pragma once
 #include "gemm_tile.h"
 
@@ -11,11 +12,15 @@ template <class T>
 constexpr int64_t kTileColumns = sizeof(T) == 4 ? 192 : 96;
 constexpr int64_t kTileHeight = 96;  // rows of a tile: a multiple of every kTileRows
 constexpr int64_t kSmallDim = 8;     // below it the gradient products run along the columns, not along D
-constexpr int64_t kPackAbove = 256;  // row strides above it alias in the first-level cache: copy the panel first
+constexpr int64_t kPackAbove =
+    256;  // row strides above it alias in the first-level cache: copy the panel first
 
-constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
-// Row stride of a scratch matrix: whole vectors, and never a multiple of 2 KiB, where eight rows fight for one set.
+// Row stride of a scratch matrix: whole vectors, and never a multiple of 2 KiB, where eight rows fight for
+// one set.
 template <class T>
 constexpr int64_t padded_stride(int64_t columns) {
   if (columns < kSmallDim) return columns;
@@ -65,7 +70,8 @@ static void cloud_layout(Cloud<T>& c, Arena& arena, bool as_columns) {
 }
 
 DECOCT_INLINE float half_to_float(uint16_t h) {
-  // Exponent and mantissa moved into place, then scaled by 2^112: exact for normal and subnormal halves alike.
+  // Exponent and mantissa moved into place, then scaled by 2^112: exact for normal and subnormal halves
+  // alike.
   uint32_t bits = (uint32_t)(h & 0x7fff) << 13;
   if ((h & 0x7c00) == 0x7c00) bits += 0x70000000u;  // Inf, NaN: the exponent must end up all ones
   float f;

@@ -1,4 +1,5 @@
-// The engine of one instruction set: compiled once for each, with -DDECOCT_ISA=generic|avx2|avx512 and its flags.
+// The engine of one instruction set: compiled once for each, with -DDECOCT_ISA=generic|avx2|avx512 and its
+// flags.
 #include "hvp.inl"
 #include "isa.h"
 
@@ -58,7 +59,8 @@ int64_t bytes(const Sizes& sizes, int64_t chunks, int64_t tasks) {
 }
 
 int64_t workspace_bytes(const Sizes& sizes, int64_t chunks, int64_t tasks) {
-  return sizes.rows == DType::float64 ? bytes<double>(sizes, chunks, tasks) : bytes<float>(sizes, chunks, tasks);
+  return sizes.rows == DType::float64 ? bytes<double>(sizes, chunks, tasks)
+                                      : bytes<float>(sizes, chunks, tasks);
 }
 
 }  // namespace
@@ -70,12 +72,9 @@ int64_t workspace_bytes(const Sizes& sizes, int64_t chunks, int64_t tasks) {
 #define DECOCT_NAME(isa) DECOCT_TEXT(isa)
 
 namespace cpu {
-const Engine DECOCT_ENGINE(DECOCT_ISA) = {DECOCT_NAME(DECOCT_ISA),
-                                          DECOCT_ISA::kernel_sums,
-                                          DECOCT_ISA::kernel_sums_hvp,
-                                          DECOCT_ISA::kernel_matvec,
-                                          DECOCT_ISA::run_segment_sums,
-                                          DECOCT_ISA::run_mean_bandwidth,
+const Engine DECOCT_ENGINE(DECOCT_ISA) = {DECOCT_NAME(DECOCT_ISA),      DECOCT_ISA::kernel_sums,
+                                          DECOCT_ISA::kernel_sums_hvp,  DECOCT_ISA::kernel_matvec,
+                                          DECOCT_ISA::run_segment_sums, DECOCT_ISA::run_mean_bandwidth,
                                           DECOCT_ISA::workspace_bytes};
 }  // namespace cpu
 }  // namespace decoct

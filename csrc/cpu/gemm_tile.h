@@ -1,22 +1,23 @@
 // The one matrix product of the engine: C (+)= A B on a register tile of kTileRows x (kTileVectors vectors).
 //
-// B comes as rows of at most one panel of columns (contiguous, stride b_step), A by broadcast from any two strides, so
-// the same code serves the scores (A = rows, B = transposed columns), the row gradients (A = weights, B = column points)
-// and the column gradients (A = transposed weights, B = row points). Each k costs kTileVectors loads and kTileRows
-// broadcasts for kTileRows * kTileVectors multiply-adds: the multiply-adds are the limit.
+// B comes as rows of at most one panel of columns (contiguous, stride b_step), A by broadcast from any two
+// strides, so the same code serves the scores (A = rows, B = transposed columns), the row gradients (A =
+// weights, B = column points) and the column gradients (A = transposed weights, B = row points). Each k costs
+// kTileVectors loads and kTileRows broadcasts for kTileRows * kTileVectors multiply-adds: the multiply-adds
+// are the limit.
 #pragma once
 #include "simd.h"
 
 namespace decoct {
 namespace DECOCT_ISA {
 
-// k is cut into chunks so that a panel of B stays in the first-level cache; each chunk is summed from zero, which also
-// keeps the rounding error of long sums down.
+// k is cut into chunks so that a panel of B stays in the first-level cache; each chunk is summed from zero,
+// which also keeps the rounding error of long sums down.
 constexpr int64_t kDepth = 256;
 
 template <class T, int R, int V>
-static void register_tile(int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t b_step, T* c,
-                          int64_t c_row, bool add) {
+static void register_tile(int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b,
+                          int64_t b_step, T* c, int64_t c_row, bool add) {
   vec<T> sums[R][V] = {};
   for (int64_t k = 0; k < depth; ++k) {
     vec<T> row[V];
@@ -41,8 +42,8 @@ static void register_tile(int64_t depth, const T* a, int64_t a_row, int64_t a_st
 }
 
 template <class T, int V, int R = kTileRows>
-DECOCT_INLINE void register_tail(int64_t rows, int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b,
-                                 int64_t b_step, T* c, int64_t c_row, bool add) {
+DECOCT_INLINE void register_tail(int64_t rows, int64_t depth, const T* a, int64_t a_row, int64_t a_step,
+                                 const T* b, int64_t b_step, T* c, int64_t c_row, bool add) {
   if constexpr (R > 0) {
     if (rows == R)
       register_tile<T, R, V>(depth, a, a_row, a_step, b, b_step, c, c_row, add);
@@ -62,18 +63,23 @@ static void panel_product(int64_t rows, int64_t depth, const T* a, int64_t a_row
 
 // C (rows x vectors * width) (+)= A (rows x depth) B (depth x vectors * width), vectors <= kTileVectors.
 template <class T>
-static void product(int64_t rows, int vectors, int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b,
-                    int64_t b_step, T* c, int64_t c_row, bool add) {
+static void product(int64_t rows, int vectors, int64_t depth, const T* a, int64_t a_row, int64_t a_step,
+                    const T* b, int64_t b_step, T* c, int64_t c_row, bool add) {
   switch (vectors) {
-    case 1: return panel_product<T, 1>(rows, depth, a, a_row, a_step, b, b_step, c, c_row, add);
-    case 2: return panel_product<T, 2>(rows, depth, a, a_row, a_step, b, b_step, c, c_row, add);
+    case 1:
+      return panel_product<T, 1>(rows, depth, a, a_row, a_step, b, b_step, c, c_row, add);
+    case 2:
+      return panel_product<T, 2>(rows, depth, a, a_row, a_step, b, b_step, c, c_row, add);
 #if defined(__AVX512F__) || defined(__aarch64__)
-    case 3: return panel_product<T, 3>(rows, depth, a, a_row, a_step, b, b_step, c, c_row, add);
+    case 3:
+      return panel_product<T, 3>(rows, depth, a, a_row, a_step, b, b_step, c, c_row, add);
 #endif
 #if defined(__aarch64__)
-    case 4: return panel_product<T, 4>(rows, depth, a, a_row, a_step, b, b_step, c, c_row, add);
+    case 4:
+      return panel_product<T, 4>(rows, depth, a, a_row, a_step, b, b_step, c, c_row, add);
 #endif
-    default: return;
+    default:
+      return;
   }
 }
 

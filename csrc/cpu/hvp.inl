@@ -3,8 +3,9 @@
 //   out_i = 2 sum_j dW_ij (x_i - y_j) + W_ij (u_i - v_j),   out_a_i = sum_j db_j k + b_j k' dr_ij
 // (for kernels of z = x . y: dz = u_i . y_j + x_i . v_j and out_i = sum_j dW_ij y_j + W_ij v_j).
 //
-// Three products for the scores and their tangent, two for the sum: 10 D operations a pair and side. Every side is
-// computed from its own rows, so no two tasks share memory that they write. Tangents of weights alone need 4 D.
+// Three products for the scores and their tangent, two for the sum: 10 D operations a pair and side. Every
+// side is computed from its own rows, so no two tasks share memory that they write. Tangents of weights alone
+// need 4 D.
 #pragma once
 #include "matvec.inl"
 
@@ -35,8 +36,8 @@ struct HvpBlock {
 };
 
 template <class T, Profile P>
-static __attribute__((noinline)) void near_tangents(const HvpBlock<T>& b, int64_t i, int64_t j, const ivec<T>& near,
-                                                    T* sums, double* weight_sum) {
+static __attribute__((noinline)) void near_tangents(const HvpBlock<T>& b, int64_t i, int64_t j,
+                                                    const ivec<T>& near, T* sums, double* weight_sum) {
   const Cloud<T>&rows = *b.rows, &cols = *b.cols;
   const int64_t stride = rows.stride;
   const T *p = rows.points + i * stride, *u = b.row_tangent->points + i * stride;
@@ -58,9 +59,21 @@ static __attribute__((noinline)) void near_tangents(const HvpBlock<T>& b, int64_
   }
 }
 
+// 2 (p_i - q_j) . (u_i - v_j) for a vector of columns, by differences.
+template <class T>
+DECOCT_INLINE vec<T> distance_changes(const HvpBlock<T>& b, int64_t i, int64_t column) {
+  const int64_t dim = b.rows->dim, first = column / panel<T> * panel<T> * dim + column % panel<T>;
+  const T *p = b.rows->points + i * b.rows->stride, *u = b.row_tangent->points + i * b.rows->stride;
+  vec<T> change = {};
+  for (int64_t d = 0; d < dim; ++d)
+    change += (splat(p[d]) - load(b.cols->panels + first + d * panel<T>)) *
+              (splat(u[d]) - load(b.col_tangent->panels + first + d * panel<T>));
+  return change * T(2);
+}
+
 template <class T, Profile P>
-static void hvp_epilogue(const HvpBlock<T>& b, const HvpScratch<T>& scratch, int64_t i0, int64_t i1, int64_t j0,
-                         int64_t j1) {
+static void hvp_epilogue(const HvpBlock<T>& b, const HvpScratch<T>& scratch, int64_t i0, int64_t i1,
+                         int64_t j0, int64_t j1) {
   const Cloud<T>&rows = *b.rows, &cols = *b.cols;
   const ProfileConstants<T> constants = *b.constants;
   const int64_t columns = round_up(j1 - j0, width<T>);
@@ -68,7 +81,8 @@ static void hvp_epilogue(const HvpBlock<T>& b, const HvpScratch<T>& scratch, int
     T* row = scratch.tiles.tile + (i - i0) * kTileColumns<T>;
     T* change_row = scratch.change + (i - i0) * kTileColumns<T>;
     T* base_row = scratch.base + (i - i0) * kTileColumns<T>;
-    const T norm = rows.norms[i], dot = b.row_tangent->dots[i], a = rows.weights[i], da = b.row_tangent->weights[i];
+    const T norm = rows.norms[i], dot = b.row_tangent->dots[i], a = rows.weights[i],
+            da = b.row_tangent->weights[i];
     vec<T> first_sum = {}, second_sum = {}, weight_sum = {};
     double near_weight = 0;
     for (int64_t j = 0; j < columns; j += width<T>) {
@@ -77,8 +91,13 @@ static void hvp_epilogue(const HvpBlock<T>& b, const HvpScratch<T>& scratch, int
       if (b.moving) change = load(change_row + j);
       if constexpr (is_radial(P)) {
         const vec<T> norms = load(cols.norms + j0 + j) + norm;
-        s = norms - s * T(2);
-        if (b.moving) change = (load(b.col_tangent->dots + j0 + j) + dot - change) * T(2);
+        if (rows.dim < kSmallDim) {
+          s = squared_distances(rows.points + i * rows.stride, cols.panels, j0 + j, rows.dim);
+          if (b.moving) change = distance_changes(b, i, j0 + j);
+        } else {
+          s = norms - s * T(2);
+          if (b.moving) change = (load(b.col_tangent->dots + j0 + j) + dot - change) * T(2);
+        }
         const ivec<T> near = s < norms * T(1.0 / 1024);
         if (__builtin_expect(any_lane(near), 0)) {
           near_tangents<T, P>(b, i, j0 + j, near, scratch.sums + (i - i0) * rows.stride, &near_weight);
@@ -101,10 +120,33 @@ static void hvp_epilogue(const HvpBlock<T>& b, const HvpScratch<T>& scratch, int
       store(row + j, first);
       first_sum += first;
     }
-    b.change_sum[i - i0] += sum_lanes<T>(first_sum);
-    b.base_sum[i - i0] += sum_lanes<T>(second_sum);
+    if (rows.dim >= kSmallDim) {
+      b.change_sum[i - i0] += sum_lanes<T>(first_sum);
+      b.base_sum[i - i0] += sum_lanes<T>(second_sum);
+    }
     b.weight_sum[i - i0] += b.kernel_scale * ((double)sum_lanes<T>(weight_sum) + near_weight);
   }
+}
+
+// Below kSmallDim: the sums run along the columns and, for radial kernels, over differences, so that near
+// pairs with large weights lose nothing.
+template <class T>
+static void add_small_tangents(const HvpBlock<T>& b, const HvpScratch<T>& scratch, int64_t i0, int64_t i1,
+                               int64_t j0, int64_t j1, bool radial) {
+  const int64_t dim = b.rows->dim, columns = round_up(j1 - j0, width<T>);
+  for (int64_t i = i0; i < i1; ++i)
+    for (int64_t d = 0; d < dim; ++d) {
+      const vec<T> p = splat(b.rows->points[i * dim + d]), u = splat(b.row_tangent->points[i * dim + d]);
+      vec<T> sum = {};
+      for (int64_t j = 0; j < columns; j += width<T>) {
+        const int64_t at = (j0 + j) / panel<T> * panel<T> * dim + (j0 + j) % panel<T> + d * panel<T>;
+        const int64_t tile = (i - i0) * kTileColumns<T> + j;
+        const vec<T> q = load(b.cols->panels + at), v = load(b.col_tangent->panels + at);
+        sum += load(scratch.tiles.tile + tile) * (radial ? q - p : q);
+        if (b.moving) sum += load(scratch.base + tile) * (radial ? v - u : v);
+      }
+      scratch.sums[(i - i0) * dim + d] += sum_lanes<T>(sum);
+    }
 }
 
 template <class T>
@@ -113,13 +155,20 @@ using HvpEpilogue = void (*)(const HvpBlock<T>&, const HvpScratch<T>&, int64_t, 
 template <class T>
 static HvpEpilogue<T> choose_hvp(Profile profile) {
   switch (profile) {
-    case Profile::gaussian: return hvp_epilogue<T, Profile::gaussian>;
-    case Profile::laplacian: return hvp_epilogue<T, Profile::laplacian>;
-    case Profile::energy: return hvp_epilogue<T, Profile::energy>;
-    case Profile::inverse_multiquadric: return hvp_epilogue<T, Profile::inverse_multiquadric>;
-    case Profile::rational_quadratic: return hvp_epilogue<T, Profile::rational_quadratic>;
-    case Profile::polynomial: return hvp_epilogue<T, Profile::polynomial>;
-    default: return hvp_epilogue<T, Profile::linear>;
+    case Profile::gaussian:
+      return hvp_epilogue<T, Profile::gaussian>;
+    case Profile::laplacian:
+      return hvp_epilogue<T, Profile::laplacian>;
+    case Profile::energy:
+      return hvp_epilogue<T, Profile::energy>;
+    case Profile::inverse_multiquadric:
+      return hvp_epilogue<T, Profile::inverse_multiquadric>;
+    case Profile::rational_quadratic:
+      return hvp_epilogue<T, Profile::rational_quadratic>;
+    case Profile::polynomial:
+      return hvp_epilogue<T, Profile::polynomial>;
+    default:
+      return hvp_epilogue<T, Profile::linear>;
   }
 }
 
@@ -178,7 +227,8 @@ struct HvpRun {
     pack_panels(t.points, cloud.stride, cloud.rows, cloud.dim, t.panels, task.row_begin / panel<T>,
                 (task.row_end + panel<T> - 1) / panel<T>);
     if (task.row_end == cloud.rows)
-      for (int64_t i = cloud.rows; i < round_up(cloud.rows, kTileColumns<T>); ++i) t.dots[i] = t.weights[i] = 0;
+      for (int64_t i = cloud.rows; i < round_up(cloud.rows, kTileColumns<T>); ++i)
+        t.dots[i] = t.weights[i] = 0;
   }
 
   void run_term(const HvpBlock<T>& b, const HvpScratch<T>& scratch, int64_t i0, int64_t i1) const {
@@ -190,19 +240,17 @@ struct HvpRun {
       scores(rows.points, rows.stride, rows.dim, cols.panels, tile, i0, i1, j0, j1);
       if (b.moving) {
         scores(rows.points, rows.stride, rows.dim, b.col_tangent->panels, scratch.change, i0, i1, j0, j1);
-        scores(b.row_tangent->points, rows.stride, rows.dim, cols.panels, scratch.change, i0, i1, j0, j1, true);
+        scores(b.row_tangent->points, rows.stride, rows.dim, cols.panels, scratch.change, i0, i1, j0, j1,
+               true);
       }
       epilogue(b, scratch, i0, i1, j0, j1);
+      if (rows.dim < kSmallDim) {
+        add_small_tangents(b, scratch, i0, i1, j0, j1, is_radial(state.clouds->kernel.profile));
+        continue;
+      }
       const auto add = [&](const T* weights, const T* points) {
-        if (rows.stride < width<T>) {
-          for (int64_t i = 0; i < i1 - i0; ++i)
-            for (int64_t j = 0; j < j1 - j0; ++j)
-              for (int64_t d = 0; d < rows.dim; ++d)
-                scratch.sums[i * rows.stride + d] += weights[i * kTileColumns<T> + j] * points[(j0 + j) * rows.stride + d];
-          return;
-        }
-        add_product(i1 - i0, j1 - j0, weights, kTileColumns<T>, 1, points + j0 * rows.stride, rows.stride, scratch.sums,
-                    scratch.tiles.copy);
+        add_product(i1 - i0, j1 - j0, weights, kTileColumns<T>, 1, points + j0 * rows.stride, rows.stride,
+                    scratch.sums, scratch.tiles.copy);
       };
       add(tile, cols.points);
       if (b.moving) add(scratch.base, b.col_tangent->points);
@@ -226,7 +274,8 @@ struct HvpRun {
     const bool on_x = task.flags & kOnX, radial = is_radial(state.clouds->kernel.profile);
     const Cloud<T>& rows = on_x ? s.x : s.y;
     const Tangent<T>& tangent = on_x ? tangents[c].x : tangents[c].y;
-    const Matrix &out = on_x ? arguments->out_x : arguments->out_y, &weight = on_x ? arguments->out_a : arguments->out_b;
+    const Matrix &out = on_x ? arguments->out_x : arguments->out_y,
+                 &weight = on_x ? arguments->out_a : arguments->out_b;
     const int64_t first = (on_x ? state.clouds->x_offsets : state.clouds->y_offsets)[c];
     const T inverse_spread = (T)(1 / s.spread);
     for (int64_t i0 = task.row_begin; i0 < task.row_end; i0 += kTileHeight) {
@@ -235,19 +284,17 @@ struct HvpRun {
       std::memset(scratch.sums, 0, kTileHeight * rows.stride * sizeof(T));
       for (const bool columns_x : {true, false}) {
         const bool symmetric = columns_x == on_x;
-        double coefficient = arguments->coefficients[3 * c + (!symmetric ? 1 : on_x ? 0 : 2)] * (symmetric ? 2 : 1);
+        double coefficient = arguments->coefficients[3 * c + (!symmetric ? 1
+                                                              : on_x     ? 0
+                                                                         : 2)] *
+                             (symmetric ? 2 : 1);
         if (coefficient == 0) continue;
         if (state.clouds->kernel.profile == Profile::energy) coefficient *= s.spread;
-        const HvpBlock<T> b{&rows,
-                            columns_x ? &s.x : &s.y,
-                            &tangent,
-                            columns_x ? &tangents[c].x : &tangents[c].y,
-                            &s.constants,
-                            (T)coefficient,
-                            coefficient,
-                            moving(),
-                            change_sum,
-                            base_sum,
+        const HvpBlock<T> b{&rows,        columns_x ? &s.x : &s.y,
+                            &tangent,     columns_x ? &tangents[c].x : &tangents[c].y,
+                            &s.constants, (T)coefficient,
+                            coefficient,  moving(),
+                            change_sum,   base_sum,
                             weight_sum};
         run_term(b, scratch, i0, i1);
       }

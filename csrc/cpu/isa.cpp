@@ -16,7 +16,8 @@ const Engine* choose() {
   const auto wanted = [forced](const char* name) { return !forced || std::strcmp(forced, name) == 0; };
 #if defined(__x86_64__)
   if (wanted("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma"))
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("fma"))
     return &engine_avx512;
   if (wanted("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &engine_avx2;
 #endif
@@ -34,17 +35,27 @@ const Engine& engine() {
 
 }  // namespace cpu
 
-void kernel_sums(const SumsArguments& a, const Execution& e) { cpu::engine().kernel_sums(a, e); }
-void kernel_sums_hvp(const HvpArguments& a, const Execution& e) { cpu::engine().kernel_sums_hvp(a, e); }
-void kernel_matvec(const MatvecArguments& a, const Execution& e) { cpu::engine().kernel_matvec(a, e); }
-void segment_sums(const Matrix& x, const Matrix& a, const int64_t* offsets, int64_t segments, const Matrix& out,
-                  const Execution& e) {
+void kernel_sums(const SumsArguments& a, const Execution& e) {
+  cpu::engine().kernel_sums(a, e);
+}
+void kernel_sums_hvp(const HvpArguments& a, const Execution& e) {
+  cpu::engine().kernel_sums_hvp(a, e);
+}
+void kernel_matvec(const MatvecArguments& a, const Execution& e) {
+  cpu::engine().kernel_matvec(a, e);
+}
+void segment_sums(const Matrix& x, const Matrix& a, const int64_t* offsets, int64_t segments,
+                  const Matrix& out, const Execution& e) {
   cpu::engine().segment_sums(x, a, offsets, segments, out, e);
 }
-void mean_bandwidth(const Clouds& clouds, const Execution& e) { cpu::engine().mean_bandwidth(clouds, e); }
+void mean_bandwidth(const Clouds& clouds, const Execution& e) {
+  cpu::engine().mean_bandwidth(clouds, e);
+}
 int64_t cpu_workspace_bytes(const Sizes& sizes, int64_t chunks, int64_t tasks) {
   return cpu::engine().workspace_bytes(sizes, chunks, tasks);
 }
-std::string isa_name() { return cpu::engine().name; }
+std::string isa_name() {
+  return cpu::engine().name;
+}
 
 }  // namespace decoct

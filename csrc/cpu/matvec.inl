@@ -1,5 +1,6 @@
-// out_i = sum_j k(x_i, y_j) v_j in each segment, the kernel matrix never stored: a score tile, its profile in place, and a
-// second product with the tile's rows of v. Operations: 2 (D + E) and one exp a pair. Row blocks are independent.
+// out_i = sum_j k(x_i, y_j) v_j in each segment, the kernel matrix never stored: a score tile, its profile in
+// place, and a second product with the tile's rows of v. Operations: 2 (D + E) and one exp a pair. Row blocks
+// are independent.
 #pragma once
 #include "sums.inl"
 
@@ -7,18 +8,26 @@ namespace decoct {
 namespace DECOCT_ISA {
 
 template <class T>
-using EpilogueFunction = double (*)(const Block<T>&, const TileScratch<T>&, int64_t, int64_t, int64_t, int64_t);
+using EpilogueFunction = double (*)(const Block<T>&, const TileScratch<T>&, int64_t, int64_t, int64_t,
+                                    int64_t);
 
 template <class T>
 static EpilogueFunction<T> kernel_epilogue(const Kernel& kernel) {
   switch (kernel.profile) {
-    case Profile::gaussian: return epilogue<T, Profile::gaussian, false, Mode::kernel, false>;
-    case Profile::laplacian: return epilogue<T, Profile::laplacian, false, Mode::kernel, false>;
-    case Profile::energy: return epilogue<T, Profile::energy, false, Mode::kernel, false>;
-    case Profile::inverse_multiquadric: return epilogue<T, Profile::inverse_multiquadric, false, Mode::kernel, false>;
-    case Profile::rational_quadratic: return epilogue<T, Profile::rational_quadratic, false, Mode::kernel, false>;
-    case Profile::polynomial: return epilogue<T, Profile::polynomial, false, Mode::kernel, false>;
-    default: return epilogue<T, Profile::linear, false, Mode::kernel, false>;
+    case Profile::gaussian:
+      return epilogue<T, Profile::gaussian, false, Mode::kernel, false>;
+    case Profile::laplacian:
+      return epilogue<T, Profile::laplacian, false, Mode::kernel, false>;
+    case Profile::energy:
+      return epilogue<T, Profile::energy, false, Mode::kernel, false>;
+    case Profile::inverse_multiquadric:
+      return epilogue<T, Profile::inverse_multiquadric, false, Mode::kernel, false>;
+    case Profile::rational_quadratic:
+      return epilogue<T, Profile::rational_quadratic, false, Mode::kernel, false>;
+    case Profile::polynomial:
+      return epilogue<T, Profile::polynomial, false, Mode::kernel, false>;
+    default:
+      return epilogue<T, Profile::linear, false, Mode::kernel, false>;
   }
 }
 
@@ -61,8 +70,8 @@ struct MatvecRun {
         const int64_t j1 = j0 + kTileColumns<T> < s.m ? j0 + kTileColumns<T> : s.m;
         scores(s.x.points, s.x.stride, s.x.dim, s.y.panels, scratch.tile, i0, i1, j0, j1);
         to_kernel(b, scratch, i0, i1, j0, j1);
-        add_product(i1 - i0, j1 - j0, scratch.tile, kTileColumns<T>, 1, values[task.segment] + j0 * stride, stride,
-                    sums, scratch.copy);
+        add_product(i1 - i0, j1 - j0, scratch.tile, kTileColumns<T>, 1, values[task.segment] + j0 * stride,
+                    stride, sums, scratch.copy);
       }
       for (int64_t i = i0; i < i1; ++i)
         for (int64_t e = 0; e < out.columns; ++e)
@@ -79,10 +88,12 @@ struct MatvecRun {
 };
 
 template <class T>
-static void matvec_layout(MatvecRun<T>& run, Arena& arena, const Sizes& sizes, int64_t chunks, int64_t tasks) {
+static void matvec_layout(MatvecRun<T>& run, Arena& arena, const Sizes& sizes, int64_t chunks,
+                          int64_t tasks) {
   run.stride = round_up(sizes.columns, width<T>);
   run.values = arena.take<T*>(sizes.segments);
-  state_layout(run.state, arena, sizes, chunks, tasks, round_up(kTileHeight * run.stride * (int64_t)sizeof(T), 64),
+  state_layout(run.state, arena, sizes, chunks, tasks,
+               round_up(kTileHeight * run.stride * (int64_t)sizeof(T), 64),
                [&run](int64_t c, const SegmentRule& rule, Arena& a) {
                  T* values = a.take<T>(rule.m * run.stride);
                  if (a.base) run.values[c] = values;

@@ -1,5 +1,6 @@
 // The one seam to threads: run(context, task, worker) for every task, each exactly once, in any order.
-// Two bodies: OpenMP (shipped; shares torch's runtime) and std::thread (DECOCT_STD_THREADS, for the race checker).
+// Two bodies: OpenMP (shipped; shares torch's runtime) and std::thread (DECOCT_STD_THREADS, for the race
+// checker).
 #pragma once
 #include <cstdint>
 

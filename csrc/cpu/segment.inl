@@ -1,5 +1,5 @@
-// A segment on its way through the rounds: its two clouds, centre, spread and kernel constants, and the driver that runs
-// a schedule. What the three ops share.
+// A segment on its way through the rounds: its two clouds, centre, spread and kernel constants, and the
+// driver that runs a schedule. What the three ops share.
 #pragma once
 #include "../plan.h"
 #include "block.inl"
@@ -78,12 +78,13 @@ static double sampled_square(const Cloud<T>& c, const T* centre) {
   return total / (double)samples;
 }
 
-// Translation-invariant kernels: the pooled mean. Others: zero, or NaN where a row is not finite, so that such a row
-// poisons its own segment under every kernel.
+// Translation-invariant kernels: the pooled mean. Others: zero, or NaN where a row is not finite, so that
+// such a row poisons its own segment under every kernel.
 template <class T>
 static void set_anchor(Segment<T>& s, const Kernel& kernel, const double* sums) {
   const bool radial = is_radial(kernel.profile);
-  for (int64_t d = 0; d < s.x.dim; ++d) s.centre[d] = (T)(radial ? sums[d] / (double)(s.n + s.m) : sums[d] * 0);
+  for (int64_t d = 0; d < s.x.dim; ++d)
+    s.centre[d] = (T)(radial ? sums[d] / (double)(s.n + s.m) : sums[d] * 0);
   s.spread = 1;
   if (!radial) return;
   const double root = __builtin_sqrt(0.5 * (sampled_square(s.x, s.centre) + sampled_square(s.y, s.centre)));
@@ -111,12 +112,14 @@ static double pack_chunk(const Cloud<T>& c, int64_t begin, int64_t end, const T*
   const double norms = pack_rows(c, begin, end, centre, (T)(1 / spread));
   clear_accumulators(c, begin, end);
   if (c.panels)
-    pack_panels(c.points, c.stride, c.rows, c.dim, c.panels, begin / panel<T>, (end + panel<T> - 1) / panel<T>);
+    pack_panels(c.points, c.stride, c.rows, c.dim, c.panels, begin / panel<T>,
+                (end + panel<T> - 1) / panel<T>);
   if (end == c.rows) pad_cloud(c);
   return norms;
 }
 
-// Memory of a whole call: the split segments, one double sum a column for each chunk, and scratch for each thread.
+// Memory of a whole call: the split segments, one double sum a column for each chunk, and scratch for each
+// thread.
 template <class T>
 struct State {
   Sizes sizes;
@@ -182,10 +185,12 @@ static bool run_preparation(State<T>& state, const Task& task) {
     case TaskKind::calibrate: {
       double norms = 0;
       for (int64_t k = 0; k < chunks; ++k) norms += state.chunk_norms[task.slot + k];
-      calibrate(s, state.clouds->kernel, state.bandwidth_from_data, norms, state.clouds->bandwidth + task.segment);
+      calibrate(s, state.clouds->kernel, state.bandwidth_from_data, norms,
+                state.clouds->bandwidth + task.segment);
       return true;
     }
-    default: return false;
+    default:
+      return false;
   }
 }
 

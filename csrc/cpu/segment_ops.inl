@@ -1,5 +1,6 @@
-// Sums over the rows of each segment: weighted column sums (all that a linear kernel needs) and the "mean" bandwidth.
-// O(N D) operations, each row read once (sums) or twice (bandwidth): the memory's bandwidth is the bound.
+// Sums over the rows of each segment: weighted column sums (all that a linear kernel needs) and the "mean"
+// bandwidth. O(N D) operations, each row read once (sums) or twice (bandwidth): the memory's bandwidth is the
+// bound.
 #pragma once
 #include "segment.inl"
 
@@ -46,7 +47,8 @@ static void run_segment_sums(const Matrix& x, const Matrix& a, const int64_t* of
 // Over column chunks: sums, then squares about the mean of the chunk's columns.
 template <class T>
 static double pooled_bandwidth(const Clouds& clouds, int64_t c) {
-  const int64_t n = clouds.x_offsets[c + 1] - clouds.x_offsets[c], m = clouds.y_offsets[c + 1] - clouds.y_offsets[c];
+  const int64_t n = clouds.x_offsets[c + 1] - clouds.x_offsets[c],
+                m = clouds.y_offsets[c + 1] - clouds.y_offsets[c];
   if (n + m < 2) return length_of(0);
   Cloud<T> parts[2] = {};
   attach(parts[0], clouds.x, Matrix{}, clouds.x_offsets[c]);
@@ -64,7 +66,8 @@ static double pooled_bandwidth(const Clouds& clouds, int64_t c) {
     for (double& sum : sums) sum /= (double)(n + m);
     for (Cloud<T>& part : parts) {
       for (int64_t i = 0; i < part.rows; ++i)
-        for_row(part, i, [&](int64_t d, T v) { squares[d] += ((double)v - sums[d]) * ((double)v - sums[d]); });
+        for_row(part, i,
+                [&](int64_t d, T v) { squares[d] += ((double)v - sums[d]) * ((double)v - sums[d]); });
       part.source += kColumnChunk * size;
     }
     for (double square : squares) total += square;

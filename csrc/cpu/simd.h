@@ -1,5 +1,6 @@
-// Vectors of one register's width over GCC/Clang vector extensions, with the few functions a kernel profile needs.
-// Included once per instruction set inside namespace decoct::DECOCT_ISA, so that no symbol is shared between them.
+// Vectors of one register's width over GCC/Clang vector extensions, with the few functions a kernel profile
+// needs. Included once per instruction set inside namespace decoct::DECOCT_ISA, so that no symbol is shared
+// between them.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -89,11 +90,19 @@ DECOCT_INLINE bool any_lane(I mask) {
 }
 
 #if defined(__AVX512F__)
-DECOCT_INLINE vfloat sqrt(vfloat v) { return (vfloat)_mm512_sqrt_ps((__m512)v); }
-DECOCT_INLINE vdouble sqrt(vdouble v) { return (vdouble)_mm512_sqrt_pd((__m512d)v); }
+DECOCT_INLINE vfloat sqrt(vfloat v) {
+  return (vfloat)_mm512_sqrt_ps((__m512)v);
+}
+DECOCT_INLINE vdouble sqrt(vdouble v) {
+  return (vdouble)_mm512_sqrt_pd((__m512d)v);
+}
 #elif defined(__AVX2__)
-DECOCT_INLINE vfloat sqrt(vfloat v) { return (vfloat)_mm256_sqrt_ps((__m256)v); }
-DECOCT_INLINE vdouble sqrt(vdouble v) { return (vdouble)_mm256_sqrt_pd((__m256d)v); }
+DECOCT_INLINE vfloat sqrt(vfloat v) {
+  return (vfloat)_mm256_sqrt_ps((__m256)v);
+}
+DECOCT_INLINE vdouble sqrt(vdouble v) {
+  return (vdouble)_mm256_sqrt_pd((__m256d)v);
+}
 #else
 template <class V>
 DECOCT_INLINE V sqrt_each(V v) {
@@ -101,13 +110,18 @@ DECOCT_INLINE V sqrt_each(V v) {
     v[k] = sizeof v[0] == 4 ? __builtin_sqrtf(v[k]) : __builtin_sqrt(v[k]);
   return v;
 }
-DECOCT_INLINE vfloat sqrt(vfloat v) { return sqrt_each(v); }
-DECOCT_INLINE vdouble sqrt(vdouble v) { return sqrt_each(v); }
+DECOCT_INLINE vfloat sqrt(vfloat v) {
+  return sqrt_each(v);
+}
+DECOCT_INLINE vdouble sqrt(vdouble v) {
+  return sqrt_each(v);
+}
 #endif
 
-// 2^x. x splits into n + r, |r| <= 1/2: adding 1.5 * 2^23 + 127 rounds x to n and leaves n + 127 in the low bits, which
-// become the exponent. Coefficients: minimax fits of 2^r made for this file, with the constant 1 kept exact so that
-// k(x, x) is exact. Largest error 1.8 ulp (float), 1 ulp (double). Below 2^-126 (2^-1022) the result is 0.
+// 2^x. x splits into n + r, |r| <= 1/2: adding 1.5 * 2^23 + 127 rounds x to n and leaves n + 127 in the low
+// bits, which become the exponent. Coefficients: minimax fits of 2^r made for this file, with the constant 1
+// kept exact so that k(x, x) is exact. Largest error 1.8 ulp (float), 1 ulp (double). Below 2^-126 (2^-1022)
+// the result is 0.
 DECOCT_INLINE vfloat exp2(vfloat x) {
   constexpr float magic = 12582912.f + 127.f;
   x = x < -127.f ? splat(-127.f) : x;
@@ -126,10 +140,10 @@ DECOCT_INLINE vdouble exp2(vdouble x) {
   x = x < -1023. ? splat(-1023.) : x;
   const vdouble shifted = x + magic;
   const vdouble r = x - (shifted - magic);
-  constexpr double coefficients[] = {
-      4.4549605981865186e-10, 7.072585949269223e-09, 1.0178062445845774e-07, 1.321544258792169e-06,
-      1.525273382983612e-05,  0.0001540353044173605, 0.0013333558146416936,  0.009618129107606888,
-      0.0555041086648216,     0.24022650695910097,   0.6931471805599453,     1.};
+  constexpr double coefficients[] = {4.4549605981865186e-10, 7.072585949269223e-09, 1.0178062445845774e-07,
+                                     1.321544258792169e-06,  1.525273382983612e-05, 0.0001540353044173605,
+                                     0.0013333558146416936,  0.009618129107606888,  0.0555041086648216,
+                                     0.24022650695910097,    0.6931471805599453,    1.};
   vdouble p = splat(coefficients[0]);
 #pragma GCC unroll 11
   for (int k = 1; k < 12; ++k) p = p * r + coefficients[k];
@@ -147,8 +161,9 @@ struct FloatFormat<double> {
   static constexpr int mantissa = 52, bias = 1023, terms = 12;
 };
 
-// u^power for finite u >= 1. u = m 2^e with m in [0.70, 1.41]; log2 m = 2/ln 2 * atanh((m - 1) / (m + 1)) by its series.
-// power * e is kept as head and tail, so that large arguments do not lose digits before the exponential.
+// u^power for finite u >= 1. u = m 2^e with m in [0.70, 1.41]; log2 m = 2/ln 2 * atanh((m - 1) / (m + 1)) by
+// its series. power * e is kept as head and tail, so that large arguments do not lose digits before the
+// exponential.
 template <class T>
 DECOCT_INLINE vec<T> power(vec<T> u, T exponent) {
   using F = FloatFormat<T>;

@@ -1,9 +1,10 @@
 // Weighted kernel sums and their first derivatives, for every segment in one call:
 //   value_c = c0 sum a_i a_k k(x_i, x_k) + c1 sum a_i b_j k(x_i, y_j) + c2 sum b_j b_l k(y_j, y_l)
 //
-// Operations: 2 D pairs (1 + differentiated sides) and one exp (or root) a pair; a symmetric term does half its pairs.
-// Bytes: the rows three times, O(N + M) scratch; at D >= 16 the products decide, below it the exponentials.
-// Small segments run from start to end in one task with scratch that stays in cache; large ones go through rounds.
+// Operations: 2 D pairs (1 + differentiated sides) and one exp (or root) a pair; a symmetric term does half
+// its pairs. Bytes: the rows three times, O(N + M) scratch; at D >= 16 the products decide, below it the
+// exponentials. Small segments run from start to end in one task with scratch that stays in cache; large ones
+// go through rounds.
 #pragma once
 #include "segment_ops.inl"
 
@@ -20,8 +21,9 @@ struct SumsRun {
     return tile_layout<T>(arena);
   }
 
-  double run_one(Segment<T>& s, int64_t c, bool rows_x, bool columns_x, bool row_side, bool column_side, int64_t i0,
-                 int64_t i1, int64_t j0, int64_t j1, int slab, const TileScratch<T>& scratch) const {
+  double run_one(Segment<T>& s, int64_t c, bool rows_x, bool columns_x, bool row_side, bool column_side,
+                 int64_t i0, int64_t i1, int64_t j0, int64_t j1, int slab,
+                 const TileScratch<T>& scratch) const {
     const Kernel& kernel = state.clouds->kernel;
     const Cloud<T>&rows = rows_x ? s.x : s.y, &cols = columns_x ? s.x : s.y;
     const bool symmetric = rows_x == columns_x;
@@ -51,8 +53,12 @@ struct SumsRun {
 
   double run_block_task(const Task& task, int worker) const {
     return run_one(state.segments[task.segment], task.segment, task.flags & kOnX, task.flags & kColumnsX,
-                   task.flags & kRowSide, task.flags & kColumnSide, task.row_begin, task.row_end, task.col_begin,
-                   task.col_end, task.flags & kColumnSide ? 0 : symmetric(task) ? 0 : task.slot, tiles(worker));
+                   task.flags & kRowSide, task.flags & kColumnSide, task.row_begin, task.row_end,
+                   task.col_begin, task.col_end,
+                   task.flags & kColumnSide ? 0
+                   : symmetric(task)        ? 0
+                                            : task.slot,
+                   tiles(worker));
   }
 
   static bool symmetric(const Task& task) { return !(task.flags & kOnX) == !(task.flags & kColumnsX); }
@@ -86,8 +92,8 @@ struct SumsRun {
       }
     }
     const bool rows_x = rule.rows_are_x;
-    total += run_one(s, c, rows_x, !rows_x, rows_x ? on_x : on_y, rows_x ? on_y : on_x, 0, rows_x ? s.n : s.m, 0,
-                     rows_x ? s.m : s.n, 0, scratch);
+    total += run_one(s, c, rows_x, !rows_x, rows_x ? on_x : on_y, rows_x ? on_y : on_x, 0, rows_x ? s.n : s.m,
+                     0, rows_x ? s.m : s.n, 0, scratch);
     finish(s, c, true, 0, s.n);
     finish(s, c, false, 0, s.m);
     return total;
@@ -96,7 +102,8 @@ struct SumsRun {
   // Accumulators of rows [begin, end) to the caller: slabs are added in order.
   void finish(const Segment<T>& s, int64_t c, bool on_x, int64_t begin, int64_t end) const {
     const Cloud<T>& cloud = on_x ? s.x : s.y;
-    const Matrix &grad = on_x ? arguments->grad_x : arguments->grad_y, &weight = on_x ? arguments->grad_a : arguments->grad_b;
+    const Matrix &grad = on_x ? arguments->grad_x : arguments->grad_y,
+                 &weight = on_x ? arguments->grad_a : arguments->grad_b;
     const int64_t first = (on_x ? state.clouds->x_offsets : state.clouds->y_offsets)[c];
     const bool radial = is_radial(state.clouds->kernel.profile);
     const T inverse_spread = (T)(1 / s.spread);
@@ -128,12 +135,17 @@ struct SumsRun {
     const Task& task = state.schedule.tasks[index];
     state.partials[index] = 0;
     switch (task.kind) {
-      case TaskKind::whole: state.partials[index] = run_whole(task.segment, worker); break;
-      case TaskKind::block: state.partials[index] = run_block_task(task, worker); break;
+      case TaskKind::whole:
+        state.partials[index] = run_whole(task.segment, worker);
+        break;
+      case TaskKind::block:
+        state.partials[index] = run_block_task(task, worker);
+        break;
       case TaskKind::finish:
         finish(state.segments[task.segment], task.segment, task.flags & kOnX, task.row_begin, task.row_end);
         break;
-      default: run_preparation(state, task);
+      default:
+        run_preparation(state, task);
     }
   }
 };
@@ -162,12 +174,14 @@ static void run_sums(const SumsArguments& a, const Sizes& sizes, const Execution
   for (int64_t c = 0; c < sizes.segments; ++c) {
     a.value[c] = 0;
     if (!segment_rule(sizes, c).empty) continue;
-    for (const auto& [out, offsets] : {std::pair{&a.grad_x, a.clouds.x_offsets}, std::pair{&a.grad_a, a.clouds.x_offsets},
-                                       std::pair{&a.grad_y, a.clouds.y_offsets}, std::pair{&a.grad_b, a.clouds.y_offsets}})
+    for (const auto& [out, offsets] :
+         {std::pair{&a.grad_x, a.clouds.x_offsets}, std::pair{&a.grad_a, a.clouds.x_offsets},
+          std::pair{&a.grad_y, a.clouds.y_offsets}, std::pair{&a.grad_b, a.clouds.y_offsets}})
       clear_rows<T>(*out, offsets, c);
     if (a.bandwidth_from_data) a.clouds.bandwidth[c] = pooled_bandwidth<T>(a.clouds, c);
   }
-  for (int32_t t = 0; t < header.tasks; ++t) a.value[run.state.schedule.tasks[t].segment] += run.state.partials[t];
+  for (int32_t t = 0; t < header.tasks; ++t)
+    a.value[run.state.schedule.tasks[t].segment] += run.state.partials[t];
 }
 
 }  // namespace DECOCT_ISA
