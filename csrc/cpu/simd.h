@@ -5,7 +5,10 @@
 #include <cstdint>
 #include <cstring>
 #if defined(__x86_64__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own AVX-512 header
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #define DECOCT_INLINE static inline __attribute__((always_inline))

@@ -12,7 +12,7 @@ __all__ = ["KERNEL_SCHEMA", "refuse", "register"]
 KERNEL_SCHEMA = "str profile, float[] numbers"
 """A kernel among an op's arguments: KernelSpec.packed()."""
 
-_library: Any = torch.library.Library("decoct", "DEF")  # type: ignore[no-untyped-call]
+_library: Any = torch.library.Library("decoct", "DEF")
 
 
 def register(

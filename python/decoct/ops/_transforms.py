@@ -81,7 +81,7 @@ def _tangent(tensor: Tensor) -> Tensor | None:
 
 def run(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """Apply an autograd function."""
-    return function.apply(*arguments)  # type: ignore[no-untyped-call]
+    return function.apply(*arguments)
 
 
 def needs_gradient(tensor: Tensor | None) -> bool:

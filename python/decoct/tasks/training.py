@@ -107,14 +107,14 @@ def train(
         if epoch in falls and epoch > 0:
             for group in optimiser.param_groups:
                 group["lr"] *= 0.1
-        for rows in torch.randperm(len(x), generator=order).split(batch):  # type: ignore[no-untyped-call]
+        for rows in torch.randperm(len(x), generator=order).split(batch):
             inputs = x[rows]
             if image and plan.augmentation is not None:
                 view = plan.augmentation.draw(len(rows), views)
                 inputs = view(inputs, torch.arange(len(rows) + 1))
             optimiser.zero_grad()
             losses = F.cross_entropy(network(inputs), y[rows], reduction="none")
-            (losses * weights[rows]).mean().backward()  # type: ignore[no-untyped-call]
+            (losses * weights[rows]).mean().backward()
             optimiser.step()
     return network.eval()
 
