@@ -200,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
         for threads, found in rates.items():
             fma, exp, read = (found[key] / 1e9 for key in ("fma", "exp", "read"))
             print(
-                f"\npeaks, {threads} thread(s): FMA {fma:.0f} GFLOP/s, exp {exp:.1f} G/s, memory {read:.1f} GB/s"
+                f"\npeaks, {threads} thread(s), G/s: FMA {fma:.0f} FLOP, exp {exp:.1f}, read {read:.1f} bytes"
             )
         print("\nshares of the bound, with the higher of the peaks before and after:")
         for row in record["rows"]:

@@ -82,7 +82,7 @@ def _sums(rows: Tensor, y: Tensor, factors: list[float], wanted: Tensor) -> tupl
 
 
 def exact(case: Case, x: Tensor, y: Tensor, groups: int = 10, checked_rows: int = 256) -> list[Exact]:
-    """Answers in float64 for some groups spread over all; of a huge problem some rows of the gradient only."""
+    """Answers in float64 for some groups spread over all; of a huge problem some gradient rows only."""
     count = max(case.groups, 1)
     answers = []
     for group in torch.linspace(0, count - 1, min(groups, count)).round().long().unique().tolist():

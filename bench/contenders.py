@@ -139,11 +139,18 @@ def _class_loop(compiled: bool) -> Callable[..., Call]:
     def build(case: Case, x: Tensor, y: Tensor) -> Call:
         function = torch.compile(class_loss, dynamic=False) if compiled else class_loss
 
-        def loss() -> Tensor:
-            pairs = zip(x.split(case.rows_x), y.split(case.rows_y), strict=True)
-            return torch.stack([function(real, synthetic) for real, synthetic in pairs])
+        # Each class is differentiated at once: the graphs of all classes together would not fit into memory.
+        def call() -> tuple[Tensor, Tensor]:
+            values, gradients = [], []
+            for real, rows in zip(x.split(case.rows_x), y.detach().split(case.rows_y), strict=True):
+                synthetic = rows.requires_grad_()
+                values.append(function(real, synthetic))
+                gradients += torch.autograd.grad(values[-1], synthetic)
+            return torch.stack(values).detach(), torch.cat(gradients)
 
-        return _differentiate(loss, y, compiled)
+        if compiled:
+            call()
+        return call
 
     return build
 

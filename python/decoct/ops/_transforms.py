@@ -62,7 +62,7 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
             and "torch._dynamo" in sys.modules
             and torch._C._are_functorch_transforms_active()
         ):
-            return torch.compiler.disable(function)(*arguments, **options)  # type: ignore[no-untyped-call, no-any-return]
+            return torch.compiler.disable(function)(*arguments, **options)  # type: ignore[no-any-return]
         return function(*arguments, **options)
 
     return call
@@ -76,7 +76,7 @@ def _forward_levels() -> set[int]:
 
 
 def _tangent(tensor: Tensor) -> Tensor | None:
-    return forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-untyped-call, no-any-return]
+    return forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-any-return]
 
 
 def run(function: type[torch.autograd.Function], *arguments: Any) -> Any:
