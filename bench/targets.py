@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 Row = dict[str, Any]
+ROUNDING = 2.0**-24
+"""A float32 result is not better than this but by luck, which is no measure for another."""
 OURS = "decoct"
 OURS_XX = "decoct, real-real computed"
 
@@ -47,9 +49,9 @@ def _errors(row: Row) -> list[list[str]]:
         if all(found):
             for part in ("value", "gradient"):
                 mine, theirs = (error[part] for error in found)
-                if mine is not None and theirs:
+                if mine is not None and theirs is not None:
                     what = f"{row['name']}: error of the {part} over that of {peer}"
-                    lines.append(_line(what, 2.0, mine / theirs, at_most=True))
+                    lines.append(_line(what, 2.0, mine / max(theirs, ROUNDING), at_most=True))
     return lines
 
 
