@@ -236,8 +236,8 @@ def _unbiased(problem: Problem, kernel: Kernel, bandwidth: Tensor | None, with_x
     ratio_y = _ratio(problem, "y")
     ratio_x = _ratio(problem, "x") if with_xx else torch.zeros_like(ratio_y)
     if needs_gradient(problem.a) or needs_gradient(problem.b):
-        # The ratios depend on the weights: each term is its own op, and torch differentiates the products. Rows of
-        # half precision are widened first, so that the terms' gradients are rounded once, not before they cancel.
+        # The ratios depend on the weights: each term is its own op, and torch differentiates the products.
+        # Rows of half precision are widened first: the terms' gradients cancel before they are rounded.
         problem = replace(problem, x=problem.x.to(problem.dtype), y=problem.y.to(problem.dtype))
         bandwidth = fixed_bandwidth(problem, bandwidth)
         value = -2 * pair_sums(problem, spec, bandwidth, problem.constant(0.0, 1.0, 0.0), XY)
