@@ -1,5 +1,9 @@
 #include "isa.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -28,6 +32,18 @@ const Engine* choose() {
 
 }  // namespace
 
+// Large scratch on huge pages: a fresh 64 MiB costs 16000 page faults otherwise, and rows 8 KiB apart a TLB
+// miss each.
+static const Execution& on_huge_pages(const Execution& e) {
+#if defined(__linux__)
+  constexpr uintptr_t page = uintptr_t{2} << 20;
+  const uintptr_t begin = ((uintptr_t)e.workspace + page - 1) & ~(page - 1);
+  const uintptr_t end = ((uintptr_t)e.workspace + (uintptr_t)e.workspace_bytes) & ~(page - 1);
+  if (begin < end) madvise((void*)begin, end - begin, MADV_HUGEPAGE);  // advice: a refusal changes nothing
+#endif
+  return e;
+}
+
 const Engine& engine() {
   static const Engine* const chosen = choose();
   return *chosen;
@@ -36,13 +52,13 @@ const Engine& engine() {
 }  // namespace cpu
 
 void kernel_sums(const SumsArguments& a, const Execution& e) {
-  cpu::engine().kernel_sums(a, e);
+  cpu::engine().kernel_sums(a, cpu::on_huge_pages(e));
 }
 void kernel_sums_hvp(const HvpArguments& a, const Execution& e) {
-  cpu::engine().kernel_sums_hvp(a, e);
+  cpu::engine().kernel_sums_hvp(a, cpu::on_huge_pages(e));
 }
 void kernel_matvec(const MatvecArguments& a, const Execution& e) {
-  cpu::engine().kernel_matvec(a, e);
+  cpu::engine().kernel_matvec(a, cpu::on_huge_pages(e));
 }
 void segment_sums(const Matrix& x, const Matrix& a, const int64_t* offsets, int64_t segments,
                   const Matrix& out, const Execution& e) {
