@@ -9,6 +9,10 @@
 //
 // Several scales c_l: the sum over s^2 -> c_l s^2. At r = 0 laplacian and energy give k' = k'' = 0: the pair
 // has no direction, and the subgradient 0 is the choice under which duplicates stay where they are.
+//
+// The Hessian of a radial k is 4 k'' d d^T + 2 k' I with d = x - y. Across d the second term of these two
+// kernels grows like 1 / |d|, along d it cancels against the first. In one dimension there is nothing
+// across d, so both leave the 1 / |d| out (`turning`) instead of subtracting it.
 #pragma once
 #include "interface.h"
 
@@ -24,19 +28,23 @@ template <class T>
 struct ProfileConstants {
   T rate[kMaxScales], slope[kMaxScales];
   T parameter, offset;
+  T turning;  // 0 on a line, where laplacian and energy have no second derivative across it; else 1
   int degree, scales;
 };
 
 // What depends on the bandwidth s is folded here, once per segment. `unit` is the square of the factor by
 // which the points were divided.
 template <class T>
-DECOCT_PROFILE ProfileConstants<T> profile_constants(const Kernel& kernel, double bandwidth, double unit) {
+DECOCT_PROFILE ProfileConstants<T> profile_constants(const Kernel& kernel, double bandwidth, double unit,
+                                                     int64_t dim) {
   constexpr double log2_e = 1.4426950408889634074;
   ProfileConstants<T> c{};
   c.scales = kernel.scales;
   c.degree = kernel.degree;
   c.parameter = (T)kernel.parameter;
   c.offset = (T)kernel.offset;
+  const bool pointed = kernel.profile == Profile::laplacian || kernel.profile == Profile::energy;
+  c.turning = pointed && dim == 1 ? T(0) : T(1);
   for (int l = 0; l < kernel.scales; ++l) {
     const double square = kernel.scale[l] * bandwidth * bandwidth / unit;
     switch (kernel.profile) {
@@ -88,7 +96,7 @@ DECOCT_PROFILE Jet<V> profile(const ProfileConstants<T>& c, V s) {
     const V inverse = M::inverse_or_zero(d);
     jet.k = -d;
     if constexpr (Order > 0) jet.k1 = inverse * T(-0.5);
-    if constexpr (Order > 1) jet.k2 = inverse * inverse * inverse * T(0.25);
+    if constexpr (Order > 1) jet.k2 = inverse * inverse * inverse * (T(0.25) * c.turning);
   } else {
     V d{}, inverse{};
     if constexpr (P == Profile::laplacian) {
@@ -106,7 +114,7 @@ DECOCT_PROFILE Jet<V> profile(const ProfileConstants<T>& c, V s) {
         const V first = k * inverse * (T(0.5) * c.slope[l]);
         jet.k += k;
         if constexpr (Order > 0) jet.k1 -= first;
-        if constexpr (Order > 1) jet.k2 += first * inverse * T(0.5) * (inverse + c.slope[l]);
+        if constexpr (Order > 1) jet.k2 += first * inverse * T(0.5) * (inverse * c.turning + c.slope[l]);
       } else if constexpr (P == Profile::inverse_multiquadric) {
         const V inverse_u = T(1) / (s * c.rate[l] + T(1));
         const V k = M::sqrt(inverse_u);

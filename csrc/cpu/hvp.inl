@@ -52,7 +52,7 @@ static __attribute__((noinline)) void near_tangents(const HvpBlock<T>& b, int64_
     const double a = rows.weights[i], w = cols.weights[j + l];
     const double da = b.row_tangent->weights[i], dw = b.col_tangent->weights[j + l];
     const double first = b.weight_scale * ((da * w + a * dw) * k1 + a * w * k2 * change);
-    const double second = b.weight_scale * a * w * k1;
+    const double second = b.weight_scale * a * w * k1 * b.constants->turning;
     for (int64_t d = 0; d < rows.dim; ++d)
       sums[d] -= (T)(first * ((double)p[d] - q[d]) + second * ((double)u[d] - v[d]));
     *weight_sum += dw * k + w * k1 * change;
@@ -110,7 +110,7 @@ static void hvp_epilogue(const HvpBlock<T>& b, const HvpScratch<T>& scratch, int
       vec<T> first = (w * da + dw * a) * jet.k1;
       weight_sum += dw * jet.k;
       if (b.moving) {
-        const vec<T> second = w * a * jet.k1 * b.weight_scale;
+        const vec<T> second = w * a * jet.k1 * (b.weight_scale * constants.turning);
         first += w * a * jet.k2 * change;
         weight_sum += w * jet.k1 * change;
         store(base_row + j, second);

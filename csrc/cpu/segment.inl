@@ -104,7 +104,7 @@ static double length_of(double mean_square) {
 template <class T>
 static void calibrate(Segment<T>& s, const Kernel& kernel, bool from_data, double norms, double* bandwidth) {
   if (from_data) *bandwidth = length_of(2 * s.spread * s.spread * norms / (double)(s.n + s.m - 1));
-  s.constants = profile_constants<T>(kernel, *bandwidth, s.spread * s.spread);
+  s.constants = profile_constants<T>(kernel, *bandwidth, s.spread * s.spread, s.x.dim);
 }
 
 template <class T>
