@@ -95,8 +95,11 @@ static void add_small(const Block<T>& b, const T* tile, int64_t i0, int64_t i1, 
 template <class T, Profile P, bool Single, Mode M, bool Columns>
 static double run_block(const Block<T>& b, const TileScratch<T>& scratch) {
   const Cloud<T>&rows = *b.rows, &cols = *b.cols;
-  if constexpr (P == Profile::gaussian && Single)
-    if (0 < rows.dim && rows.dim <= 3) return small_block<T, M, Columns>(b, scratch);
+  if constexpr (P == Profile::gaussian && Single) {
+    if (rows.dim == 1) return small_block<T, 1, M, Columns>(b, scratch);
+    if (rows.dim == 2) return small_block<T, 2, M, Columns>(b, scratch);
+    if (rows.dim == 3) return small_block<T, 3, M, Columns>(b, scratch);
+  }
   double total = 0;
   for (int64_t j0 = b.j0; j0 < b.j1; j0 += kTileColumns<T>) {
     const int64_t j1 = j0 + kTileColumns<T> < b.j1 ? j0 + kTileColumns<T> : b.j1;

@@ -69,13 +69,27 @@ DECOCT_INLINE void store(T* p, vec<T> v) {
   std::memcpy(p, &v, sizeof v);
 }
 
+// Halves are added until four lanes (or two) are left, in registers.
+template <class T, int Bytes>
+DECOCT_INLINE T sum_halves(const void* p) {
+  if constexpr (Bytes > 16) {
+    typedef T half __attribute__((vector_size(Bytes / 2)));
+    half low, high;
+    std::memcpy(&low, p, sizeof low);
+    std::memcpy(&high, (const char*)p + sizeof low, sizeof high);
+    low += high;
+    return sum_halves<T, Bytes / 2>(&low);
+  } else {
+    T lanes[16 / sizeof(T)];
+    std::memcpy(lanes, p, 16);
+    return sizeof(T) == 8 ? lanes[0] + lanes[1]
+                          : (lanes[0] + lanes[2]) + (lanes[1] + lanes[3 % (16 / sizeof(T))]);
+  }
+}
+
 template <class T>
 DECOCT_INLINE T sum_lanes(vec<T> v) {
-  T lanes[width<T>];
-  std::memcpy(lanes, &v, sizeof v);
-  for (int step = width<T> / 2; step > 0; step /= 2)
-    for (int k = 0; k < step; ++k) lanes[k] += lanes[k + step];
-  return lanes[0];
+  return sum_halves<T, kBytes>(&v);
 }
 
 template <class I>
@@ -121,13 +135,35 @@ DECOCT_INLINE vdouble sqrt(vdouble v) {
 }
 #endif
 
+// The larger of x and a bound; x where x is NaN. (The compilers make two instructions of the plain form.)
+#if defined(__AVX512F__)
+DECOCT_INLINE vfloat at_least(vfloat x, float bound) {
+  return (vfloat)_mm512_max_ps((__m512)splat(bound), (__m512)x);
+}
+DECOCT_INLINE vdouble at_least(vdouble x, double bound) {
+  return (vdouble)_mm512_max_pd((__m512d)splat(bound), (__m512d)x);
+}
+#elif defined(__AVX2__)
+DECOCT_INLINE vfloat at_least(vfloat x, float bound) {
+  return (vfloat)_mm256_max_ps((__m256)splat(bound), (__m256)x);
+}
+DECOCT_INLINE vdouble at_least(vdouble x, double bound) {
+  return (vdouble)_mm256_max_pd((__m256d)splat(bound), (__m256d)x);
+}
+#else
+template <class V, class T>
+DECOCT_INLINE V at_least(V x, T bound) {
+  return x < bound ? bound - V{} : x;
+}
+#endif
+
 // 2^x. x splits into n + r, |r| <= 1/2: adding 1.5 * 2^23 + 127 rounds x to n and leaves n + 127 in the low
 // bits, which become the exponent. Coefficients: minimax fits of 2^r made for this file, with the constant 1
 // kept exact so that k(x, x) is exact. Largest error 1.8 ulp (float), 1 ulp (double). Below 2^-126 (2^-1022)
 // the result is 0.
 DECOCT_INLINE vfloat exp2(vfloat x) {
   constexpr float magic = 12582912.f + 127.f;
-  x = x < -127.f ? splat(-127.f) : x;
+  x = at_least(x, -127.f);
   const vfloat shifted = x + magic;
   const vfloat r = x - (shifted - magic);
   vfloat p = r * 0.0013225707225501537f + 0.009671762585639954f;
@@ -140,7 +176,7 @@ DECOCT_INLINE vfloat exp2(vfloat x) {
 
 DECOCT_INLINE vdouble exp2(vdouble x) {
   constexpr double magic = 6755399441055744. + 1023.;
-  x = x < -1023. ? splat(-1023.) : x;
+  x = at_least(x, -1023.);
   const vdouble shifted = x + magic;
   const vdouble r = x - (shifted - magic);
   constexpr double coefficients[] = {4.4549605981865186e-10, 7.072585949269223e-09, 1.0178062445845774e-07,
