@@ -111,6 +111,9 @@ def _weighted(op: str) -> Iterator[Sample]:
         "batched", {"x": rows(3, 9, 4), "y": rows(3, 6, 4, seed=1)}, {"kernel": KERNELS["gaussian-5"]}
     )
     yield Sample("one-column", {"x": rows(33, 1), "y": rows(31, 1, seed=1)}, {"kernel": "laplacian"})
+    for columns in (1, 2, 3):
+        narrow = {"x": rows(33, columns), "y": rows(31, columns, seed=1)}
+        yield Sample(f"narrow-{columns}", narrow, {"kernel": "gaussian", "bandwidth": 1.2})
     yield Sample("wide", {"x": rows(17, 700), "y": rows(5, 700, seed=1)}, {"kernel": "gaussian"})
     if op == "mmd":
         for name in ("gaussian-5", "energy", "polynomial", "linear"):
