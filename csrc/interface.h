@@ -66,13 +66,15 @@ enum class TaskKind : int32_t {
   pack,       // centred, widened, transposed copies of a chunk of rows
   calibrate,  // bandwidth and kernel constants of the segment
   block,      // rows x columns of the kernel matrix
+  strips,     // a slab's share of a symmetric term: strip_slab() == slot of row_end slabs
   finish      // derivatives of a chunk of rows to the caller's memory
 };
 
 struct Task {
   TaskKind kind;
   int32_t segment, row_begin, row_end, col_begin, col_end;
-  int32_t slot;  // whose partial sums it writes: a chunk's (centre, pack), a column split's (block)
+  int32_t slot;  // whose partial sums it writes: a chunk's (centre, pack), or the slab of its accumulators
+                 // (block, strips)
   int32_t flags;
 };
 enum TaskFlag : int32_t {

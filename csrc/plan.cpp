@@ -9,9 +9,10 @@ namespace decoct {
 namespace {
 
 constexpr int64_t kUnit = kBlockUnit, kChunk = kChunkRows;
-constexpr int64_t kMostBlocks = 128;               // along one side of a symmetric block
+constexpr int64_t kMostBlocks = 64;                // along one side where rounds keep tasks apart
+constexpr int64_t kMostStrips = 16;                // slabs that share a symmetric term
 constexpr int64_t kEnoughTasks = 48;               // a dense cross block is split until there are so many
-constexpr int64_t kSlabBytes = int64_t{16} << 20;  // at most, for all column splits of a segment
+constexpr int64_t kSlabBytes = int64_t{16} << 20;  // at most, for all slabs of one side of a segment
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -22,6 +23,25 @@ int64_t element_size(DType rows) {
 
 int64_t cross_block_rows(int64_t rows) {
   return rows <= 32 * kUnit ? kUnit : 2 * kUnit;
+}
+
+// Accumulators of one side.
+int64_t slab_bytes(const Sizes& s, int64_t rows) {
+  return std::max<int64_t>(rows * (s.dim + 16) * element_size(s.rows), 1);
+}
+
+// Where both sides accumulate: tasks in turn on the same rows pass them from core to core, so that blocks are
+// as large as leaves enough of them.
+int64_t block_rows(int64_t rows) {
+  const int64_t least = rows <= 16 * kUnit ? kUnit : 2 * kUnit;
+  return std::max(least, ceil_div(ceil_div(rows, kMostBlocks), kUnit) * kUnit);
+}
+
+// Slabs for a symmetric term of so many rows, or 0 where fewer than that would fit than rounds have tasks.
+int strip_slabs(int64_t rows, int64_t slab_bytes) {
+  const int64_t strips = ceil_div(rows, kUnit);
+  const int64_t slabs = std::min({strips, kMostStrips, kSlabBytes / slab_bytes});
+  return slabs >= std::min<int64_t>(8, strips / 2) ? (int)slabs : 0;
 }
 
 void check_offsets(const int64_t* offsets, int64_t segments, const char* name) {
@@ -87,15 +107,14 @@ void add_sums(Builder& builder, const Sizes& s, int64_t c, const SegmentRule& ru
         (rule.rows_are_x ? kOnX : kColumnsX) | (row_side ? kRowSide : 0) | (column_side ? kColumnSide : 0);
     if (!column_side) {
       const int64_t height = cross_block_rows(rows),
-                    width = ceil_div(ceil_div(cols, rule.slabs), kUnit) * kUnit;
+                    width = ceil_div(ceil_div(cols, rule.splits), kUnit) * kUnit;
       for (int64_t i = 0; i < rows; i += height)
         for (int64_t j = 0; j < cols; j += width)
           builder.add(kCross, TaskKind::block, c, i, std::min(i + height, rows), j, std::min(j + width, cols),
                       j / width, flags);
     } else {
       // Both sides accumulate: a Latin square, in each round every row block meets a column block of its own.
-      const int64_t height = ceil_div(ceil_div(rows, kMostBlocks), kUnit) * kUnit;
-      const int64_t width = ceil_div(ceil_div(cols, kMostBlocks), kUnit) * kUnit;
+      const int64_t height = block_rows(rows), width = block_rows(cols);
       const int64_t order = std::max(ceil_div(rows, height), ceil_div(cols, width));
       for (int64_t i = 0; i * height < rows; ++i)
         for (int64_t j = 0; j * width < cols; ++j)
@@ -108,7 +127,11 @@ void add_sums(Builder& builder, const Sizes& s, int64_t c, const SegmentRule& ru
     if (!(s.terms & term)) continue;
     const bool wanted = term == kTermXX ? on_x : on_y;
     const int64_t rows = term == kTermXX ? rule.n : rule.m;
-    const int64_t size = ceil_div(ceil_div(rows, kMostBlocks), kUnit) * kUnit, blocks = ceil_div(rows, size);
+    const int64_t strips = wanted ? term == kTermXX ? rule.x_strips : rule.y_strips : 0;
+    for (int64_t k = 0; k < strips; ++k)
+      builder.add(symmetric_round, TaskKind::strips, c, 0, strips, 0, 0, k, term == kTermXX ? kOnX : 0);
+    if (strips) continue;
+    const int64_t size = block_rows(rows), blocks = ceil_div(rows, size);
     const int64_t order =
         blocks | 1;  // round (i + j) mod order: every block has one partner in it, or itself
     for (int64_t i = 0; i < blocks; ++i)
@@ -135,7 +158,7 @@ SegmentRule segment_rule(const Sizes& s, int64_t c) {
   rule.n = s.x_offsets[c + 1] - s.x_offsets[c];
   rule.m = s.y_offsets[c + 1] - s.y_offsets[c];
   rule.empty = rule.n == 0 || rule.m == 0;
-  rule.slabs = 1;
+  rule.splits = 1;
   rule.rows_are_x = true;
   if (s.op == Op::matvec) {
     rule.y_is_columns = true;
@@ -160,14 +183,16 @@ SegmentRule segment_rule(const Sizes& s, int64_t c) {
   const bool cross = s.terms & kTermXY;
   rule.x_is_columns = (s.terms & kTermXX) || (cross && !rule.rows_are_x);
   rule.y_is_columns = (s.terms & kTermYY) || (cross && rule.rows_are_x);
+  if (!rule.whole && on_x && (s.terms & kTermXX)) rule.x_strips = strip_slabs(rule.n, slab_bytes(s, rule.n));
+  if (!rule.whole && on_y && (s.terms & kTermYY)) rule.y_strips = strip_slabs(rule.m, slab_bytes(s, rule.m));
   if (!rule.whole && cross && !(rule.rows_are_x ? on_y : on_x)) {
     const int64_t rows = rule.rows_are_x ? rule.n : rule.m, cols = rule.rows_are_x ? rule.m : rule.n;
-    const int64_t slab = std::max<int64_t>(rows * (s.dim + 16) * element_size(s.rows), 1);
+    const int64_t slab = slab_bytes(s, rows);
     const int64_t wanted =
         ceil_div(kEnoughTasks, std::max<int64_t>(ceil_div(rows, cross_block_rows(rows)), 1));
     const int64_t splits = std::max<int64_t>(1, std::min({wanted, cols / (4 * kUnit), kSlabBytes / slab}));
     // Whole units a split: the last ones may be empty.
-    rule.slabs = (int)std::max<int64_t>(1, ceil_div(cols, ceil_div(ceil_div(cols, splits), kUnit) * kUnit));
+    rule.splits = (int)std::max<int64_t>(1, ceil_div(cols, ceil_div(ceil_div(cols, splits), kUnit) * kUnit));
   }
   return rule;
 }

@@ -1,5 +1,7 @@
 // How one segment is cut up: the rules that the plan and the engine must agree on.
 #pragma once
+#include <algorithm>
+
 #include "interface.h"
 
 namespace decoct {
@@ -8,13 +10,23 @@ namespace decoct {
 constexpr int64_t kBlockUnit = 96, kChunkRows = 5 * kBlockUnit;
 
 struct SegmentRule {
-  int64_t n, m;     // rows of x and y
-  bool empty;       // nothing to compute
-  bool whole;       // small: one task does all of it
-  bool rows_are_x;  // orientation of the cross block
-  int slabs;        // column splits of the cross block, each with accumulators of its own
+  int64_t n, m;            // rows of x and y
+  bool empty;              // nothing to compute
+  bool whole;              // small: one task does all of it
+  bool rows_are_x;         // orientation of the cross block
+  int splits;              // column splits of the cross block, each with a slab of accumulators
+  int x_strips, y_strips;  // slabs that share a differentiated symmetric term; 0: it goes by rounds
   bool x_is_columns, y_is_columns;
+
+  int x_slabs() const { return std::max(x_strips, rows_are_x ? splits : 1); }
+  int y_slabs() const { return std::max(y_strips, rows_are_x ? 1 : splits); }
 };
+
+// Strips of a triangle get shorter downwards: dealt forth and back, every slab gets about the same work.
+inline int strip_slab(int64_t strip, int64_t slabs) {
+  const int64_t place = strip % (2 * slabs);
+  return (int)(place < slabs ? place : 2 * slabs - 1 - place);
+}
 
 SegmentRule segment_rule(const Sizes& sizes, int64_t segment);
 

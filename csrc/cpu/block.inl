@@ -78,7 +78,7 @@ static void add_small_cols(const Block<T>& b, const T* tile, int64_t i0, int64_t
     }
     const int64_t count = j1 - j0 - j < width<T> ? j1 - j0 - j : width<T>;
     for (int64_t l = 0; l < count; ++l)
-      for (int d = 0; d < D; ++d) b.cols->grad[(j0 + j + l) * D + d] += sums[d][l];
+      for (int d = 0; d < D; ++d) b.col_grad[(j0 + j + l) * D + d] += sums[d][l];
   }
 }
 
@@ -122,7 +122,7 @@ static double run_block(const Block<T>& b, const TileScratch<T>& scratch) {
                       cols.stride, b.row_grad + i0 * rows.stride, scratch.copy);
         if (b.col_side)
           add_product(j1 - j0, i1 - i0, scratch.tile, 1, kTileColumns<T>, rows.points + i0 * rows.stride,
-                      rows.stride, cols.grad + j0 * cols.stride, scratch.copy);
+                      rows.stride, b.col_grad + j0 * cols.stride, scratch.copy);
       }
     }
   }

@@ -46,10 +46,10 @@ struct Block {
   const Cloud<T>*rows, *cols;
   int64_t i0, i1, j0, j1;
   bool row_side, col_side;
-  T weight_scale;       // W_ij = weight_scale a_i b_j k'
-  double kernel_scale;  // ksum_i += kernel_scale sum_j b_j k_ij
-  T* row_grad;          // accumulators of the slab in use, or nullptr
-  double *row_wsum, *row_ksum;
+  T weight_scale;          // W_ij = weight_scale a_i b_j k'
+  double kernel_scale;     // ksum_i += kernel_scale sum_j b_j k_ij
+  T *row_grad, *col_grad;  // accumulators of the slab in use, or nullptr
+  double *row_wsum, *col_wsum, *row_ksum, *col_ksum;
   const ProfileConstants<T>* constants;
 };
 
@@ -83,7 +83,7 @@ static __attribute__((noinline)) vec<T> near_pairs(const Block<T>& b, int64_t i,
     if (M != Mode::gradient) continue;
     const T w = b.weight_scale * rows.weights[i] * cols.weights[j + l] * jet.k1[0];
     T* row_grad = b.row_side ? b.row_grad + i * rows.stride : nullptr;
-    T* col_grad = b.col_side ? cols.grad + (j + l) * cols.stride : nullptr;
+    T* col_grad = b.col_side ? b.col_grad + (j + l) * cols.stride : nullptr;
     for (int64_t d = 0; d < rows.dim; ++d) {
       const T step = w * (p[d] - q[d]);
       if (row_grad) row_grad[d] -= step;
@@ -141,7 +141,7 @@ static double epilogue(const Block<T>& b, const TileScratch<T>& scratch, int64_t
         }
         jet = profile < P, M == Mode::gradient && !exponent ? 1 : 0, Math > (constants, r);
       } else {
-        jet = profile < P, M == Mode::gradient ? 1 : 0, Math > (constants, load(row + j));
+        jet = profile<P, M == Mode::gradient ? 1 : 0, Math>(constants, load(row + j));
       }
       if constexpr (M == Mode::kernel) {
         store(row + j, near ? near_values : jet.k);
@@ -174,10 +174,10 @@ static double epilogue(const Block<T>& b, const TileScratch<T>& scratch, int64_t
   }
   if constexpr (Columns) {
     for (int64_t j = j0; j < j1; ++j) {
-      if (cols.ksum) cols.ksum[j] += b.kernel_scale * scratch.column_k[j - j0];
-      if (M == Mode::gradient && cols.wsum) {
+      if (b.col_ksum) b.col_ksum[j] += b.kernel_scale * scratch.column_k[j - j0];
+      if (M == Mode::gradient && b.col_wsum) {
         const double factor = exponent ? -(double)constants.slope[0] * b.weight_scale * cols.weights[j] : 1.0;
-        cols.wsum[j] += factor * scratch.column_w[j - j0];
+        b.col_wsum[j] += factor * scratch.column_w[j - j0];
       }
     }
   }

@@ -38,8 +38,8 @@ static void segment_layout(Segment<T>& s, Arena& arena, const Sizes& sizes, cons
   s.x.rows = rule.n;
   s.y.rows = rule.m;
   s.x.dim = s.y.dim = sizes.dim;
-  s.x.slabs = rule.rows_are_x ? rule.slabs : 1;
-  s.y.slabs = rule.rows_are_x ? 1 : rule.slabs;
+  s.x.slabs = rule.x_slabs();
+  s.y.slabs = rule.y_slabs();
   const bool sums = sizes.op == Op::sums;
   s.x.wants_grad = sums && (sizes.need & kNeedX);
   s.y.wants_grad = sums && (sizes.need & kNeedY);

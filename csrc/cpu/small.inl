@@ -99,11 +99,11 @@ static double small_tile(const Block<T>& b, const TileScratch<T>& scratch, int64
   if constexpr (Columns)
     for (int64_t j = j0; j < j1; ++j) {
       if (!Rows) total += (double)cols.weights[j] * sums.k[j - j0];
-      if (cols.ksum) cols.ksum[j] += b.kernel_scale * sums.k[j - j0];
+      if (b.col_ksum) b.col_ksum[j] += b.kernel_scale * sums.k[j - j0];
       if (M == Mode::gradient && b.col_side)
         for (int d = 0; d < D; ++d)
-          cols.grad[j * D + d] -= b.constants->slope[0] * b.weight_scale * cols.weights[j] *
-                                  sums.grad[d * kSmallColumns<T> + j - j0];
+          b.col_grad[j * D + d] -= b.constants->slope[0] * b.weight_scale * cols.weights[j] *
+                                   sums.grad[d * kSmallColumns<T> + j - j0];
     }
   return total;
 }

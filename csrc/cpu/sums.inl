@@ -46,6 +46,9 @@ struct SumsRun {
     b.row_grad = b.row_side ? rows.grad + slab * rows.rows * rows.stride : nullptr;
     b.row_wsum = b.row_side ? rows.wsum + slab * rows.rows : nullptr;
     b.row_ksum = row_side && rows.wants_weight ? rows.ksum + slab * rows.rows : nullptr;
+    b.col_grad = b.col_side ? cols.grad + slab * cols.rows * cols.stride : nullptr;
+    b.col_wsum = b.col_side ? cols.wsum + slab * cols.rows : nullptr;
+    b.col_ksum = column_side && cols.wants_weight ? cols.ksum + slab * cols.rows : nullptr;
     const auto block = choose_block<T>(kernel, b.row_side || b.col_side, column_side);
     const double total = block(b, scratch);
     return coefficient * (symmetric && i0 != j0 ? 2 : 1) * total;
@@ -54,14 +57,28 @@ struct SumsRun {
   double run_block_task(const Task& task, int worker) const {
     return run_one(state.segments[task.segment], task.segment, task.flags & kOnX, task.flags & kColumnsX,
                    task.flags & kRowSide, task.flags & kColumnSide, task.row_begin, task.row_end,
-                   task.col_begin, task.col_end,
-                   task.flags & kColumnSide ? 0
-                   : symmetric(task)        ? 0
-                                            : task.slot,
-                   tiles(worker));
+                   task.col_begin, task.col_end, task.slot, tiles(worker));
   }
 
-  static bool symmetric(const Task& task) { return !(task.flags & kOnX) == !(task.flags & kColumnsX); }
+  // One strip of a symmetric term: the square on the diagonal, then what lies to its right.
+  double run_strip(Segment<T>& s, int64_t c, bool x, bool wanted, int64_t begin, int slab,
+                   const TileScratch<T>& scratch) const {
+    const int64_t rows = x ? s.n : s.m, end = begin + kBlockUnit < rows ? begin + kBlockUnit : rows;
+    double total = run_one(s, c, x, x, wanted, false, begin, end, begin, end, slab, scratch);
+    if (end < rows) total += run_one(s, c, x, x, wanted, wanted, begin, end, end, rows, slab, scratch);
+    return total;
+  }
+
+  double run_strips(const Task& task, int worker) const {
+    Segment<T>& s = state.segments[task.segment];
+    const bool x = task.flags & kOnX;
+    const int64_t strips = ((x ? s.n : s.m) + kBlockUnit - 1) / kBlockUnit;
+    double total = 0;
+    for (int64_t i = 0; i < strips; ++i)
+      if (strip_slab(i, task.row_end) == task.slot)
+        total += run_strip(s, task.segment, x, true, i * kBlockUnit, task.slot, tiles(worker));
+    return total;
+  }
 
   double run_whole(int64_t c, int worker) const {
     Arena arena{state.scratch + worker * state.scratch_bytes};
@@ -83,13 +100,8 @@ struct SumsRun {
     double total = 0;
     for (const bool x : {true, false}) {
       const int64_t rows = x ? s.n : s.m;
-      const bool wanted = x ? on_x : on_y;
-      // Triangles of tile-high strips: the square on the diagonal, then what lies to its right.
-      for (int64_t i = 0; i < rows; i += kBlockUnit) {
-        const int64_t end = i + kBlockUnit < rows ? i + kBlockUnit : rows;
-        total += run_one(s, c, x, x, wanted, false, i, end, i, end, 0, scratch);
-        if (end < rows) total += run_one(s, c, x, x, wanted, wanted, i, end, end, rows, 0, scratch);
-      }
+      for (int64_t i = 0; i < rows; i += kBlockUnit)
+        total += run_strip(s, c, x, x ? on_x : on_y, i, 0, scratch);
     }
     const bool rows_x = rule.rows_are_x;
     total += run_one(s, c, rows_x, !rows_x, rows_x ? on_x : on_y, rows_x ? on_y : on_x, 0, rows_x ? s.n : s.m,
@@ -140,6 +152,9 @@ struct SumsRun {
         break;
       case TaskKind::block:
         state.partials[index] = run_block_task(task, worker);
+        break;
+      case TaskKind::strips:
+        state.partials[index] = run_strips(task, worker);
         break;
       case TaskKind::finish:
         finish(state.segments[task.segment], task.segment, task.flags & kOnX, task.row_begin, task.row_end);
