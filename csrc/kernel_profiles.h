@@ -75,6 +75,33 @@ struct Jet {
   V k, k1, k2;
 };
 
+// The share of scale l. `root` is sqrt(s) and `inverse` one over it, for the laplacian.
+template <Profile P, int Order, class M, class V, class T>
+DECOCT_PROFILE Jet<V> profile_at(const ProfileConstants<T>& c, int l, V s, V root, V inverse) {
+  Jet<V> jet{};
+  if constexpr (P == Profile::gaussian) {
+    jet.k = M::exp2(s * -c.rate[l]);
+    if constexpr (Order > 0) jet.k1 = jet.k * -c.slope[l];
+    if constexpr (Order > 1) jet.k2 = jet.k * (c.slope[l] * c.slope[l]);
+  } else if constexpr (P == Profile::laplacian) {
+    jet.k = M::exp2(root * -c.rate[l]);
+    if constexpr (Order > 0) jet.k1 = jet.k * inverse * (T(-0.5) * c.slope[l]);
+    if constexpr (Order > 1) jet.k2 = jet.k1 * inverse * T(-0.5) * (inverse * c.turning + c.slope[l]);
+  } else if constexpr (P == Profile::inverse_multiquadric) {
+    const V inverse_u = T(1) / (s * c.rate[l] + T(1));
+    jet.k = M::sqrt(inverse_u);
+    if constexpr (Order > 0) jet.k1 = jet.k * inverse_u * (T(-0.5) * c.rate[l]);
+    if constexpr (Order > 1) jet.k2 = jet.k1 * inverse_u * (T(-1.5) * c.rate[l]);
+  } else {  // rational quadratic
+    const V u = s * c.rate[l] + T(1);
+    const V inverse_u = T(1) / u;
+    jet.k = c.parameter == T(1) ? inverse_u : M::power(u, -c.parameter);
+    if constexpr (Order > 0) jet.k1 = jet.k * inverse_u * -c.slope[l];
+    if constexpr (Order > 1) jet.k2 = jet.k1 * inverse_u * (-(c.parameter + T(1)) * c.rate[l]);
+  }
+  return jet;
+}
+
 template <Profile P, int Order, class M, class V, class T>
 DECOCT_PROFILE Jet<V> profile(const ProfileConstants<T>& c, V s) {
   Jet<V> jet{};
@@ -98,39 +125,17 @@ DECOCT_PROFILE Jet<V> profile(const ProfileConstants<T>& c, V s) {
     if constexpr (Order > 0) jet.k1 = inverse * T(-0.5);
     if constexpr (Order > 1) jet.k2 = inverse * inverse * inverse * (T(0.25) * c.turning);
   } else {
-    V d{}, inverse{};
+    V root{}, inverse{};
     if constexpr (P == Profile::laplacian) {
-      d = M::sqrt(s);
-      if constexpr (Order > 0) inverse = M::inverse_or_zero(d);
+      root = M::sqrt(s);
+      if constexpr (Order > 0) inverse = M::inverse_or_zero(root);
     }
-    for (int l = 0; l < c.scales; ++l) {
-      if constexpr (P == Profile::gaussian) {
-        const V k = M::exp2(s * -c.rate[l]);
-        jet.k += k;
-        if constexpr (Order > 0) jet.k1 -= k * c.slope[l];
-        if constexpr (Order > 1) jet.k2 += k * (c.slope[l] * c.slope[l]);
-      } else if constexpr (P == Profile::laplacian) {
-        const V k = M::exp2(d * -c.rate[l]);
-        const V first = k * inverse * (T(0.5) * c.slope[l]);
-        jet.k += k;
-        if constexpr (Order > 0) jet.k1 -= first;
-        if constexpr (Order > 1) jet.k2 += first * inverse * T(0.5) * (inverse * c.turning + c.slope[l]);
-      } else if constexpr (P == Profile::inverse_multiquadric) {
-        const V inverse_u = T(1) / (s * c.rate[l] + T(1));
-        const V k = M::sqrt(inverse_u);
-        const V first = k * inverse_u * (T(0.5) * c.rate[l]);
-        jet.k += k;
-        if constexpr (Order > 0) jet.k1 -= first;
-        if constexpr (Order > 1) jet.k2 += first * inverse_u * (T(1.5) * c.rate[l]);
-      } else {  // rational quadratic
-        const V u = s * c.rate[l] + T(1);
-        const V inverse_u = T(1) / u;
-        const V k = c.parameter == T(1) ? inverse_u : M::power(u, -c.parameter);
-        const V first = k * inverse_u * c.slope[l];
-        jet.k += k;
-        if constexpr (Order > 0) jet.k1 -= first;
-        if constexpr (Order > 1) jet.k2 += first * inverse_u * ((c.parameter + T(1)) * c.rate[l]);
-      }
+    jet = profile_at<P, Order, M>(c, 0, s, root, inverse);
+    for (int l = 1; l < c.scales; ++l) {
+      const Jet<V> more = profile_at<P, Order, M>(c, l, s, root, inverse);
+      jet.k += more.k;
+      if constexpr (Order > 0) jet.k1 += more.k1;
+      if constexpr (Order > 1) jet.k2 += more.k2;
     }
   }
   return jet;

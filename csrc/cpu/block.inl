@@ -32,20 +32,10 @@ static void scores(const T* points, int64_t stride, int64_t dim, const T* panels
 // out (count x stride) += A (count x depth) points (depth x dim), A addressed by two strides.
 template <class T>
 static void add_product(int64_t count, int64_t depth, const T* a, int64_t a_row, int64_t a_step,
-                        const T* points, int64_t stride, T* out, T* copy) {
-  for (int64_t d = 0; d < stride; d += panel<T>) {
-    const int vectors = vectors_for<T>(stride - d);
-    const T* b = points + d;
-    int64_t b_step = stride;
-    if (stride > kPackAbove && count > kTileRows) {
-      for (int64_t k = 0; k < depth; ++k)
-        for (int v = 0; v < vectors; ++v)
-          store(copy + k * panel<T> + v * width<T>, load(b + k * stride + v * width<T>));
-      b = copy;
-      b_step = panel<T>;
-    }
-    product<T>(count, vectors, depth, a, a_row, a_step, b, b_step, out + d, stride, true);
-  }
+                        const T* points, int64_t stride, T* out) {
+  for (int64_t d = 0; d < stride; d += panel<T>)
+    product<T>(count, vectors_for<T>(stride - d), depth, a, a_row, a_step, points + d, stride, out + d,
+               stride, true);
 }
 
 // The same for D < kSmallDim, where a vector along D would be mostly padding: run along the columns instead.
@@ -107,10 +97,6 @@ static double run_block(const Block<T>& b, const TileScratch<T>& scratch) {
       const int64_t i1 = i0 + kTileHeight < b.i1 ? i0 + kTileHeight : b.i1;
       if (!is_radial(P) || rows.dim >= kSmallDim)
         scores(rows.points, rows.stride, rows.dim, cols.panels, scratch.tile, i0, i1, j0, j1);
-      if constexpr (Columns) {
-        std::memset(scratch.column_k, 0, kTileColumns<T> * sizeof(T));
-        std::memset(scratch.column_w, 0, kTileColumns<T> * sizeof(T));
-      }
       total += epilogue<T, P, Single, M, Columns>(b, scratch, i0, i1, j0, j1);
       if constexpr (M == Mode::gradient) {
         if (rows.dim < kSmallDim) {
@@ -119,10 +105,10 @@ static double run_block(const Block<T>& b, const TileScratch<T>& scratch) {
         }
         if (b.row_side)
           add_product(i1 - i0, j1 - j0, scratch.tile, kTileColumns<T>, 1, cols.points + j0 * cols.stride,
-                      cols.stride, b.row_grad + i0 * rows.stride, scratch.copy);
+                      cols.stride, b.row_grad + i0 * rows.stride);
         if (b.col_side)
           add_product(j1 - j0, i1 - i0, scratch.tile, 1, kTileColumns<T>, rows.points + i0 * rows.stride,
-                      rows.stride, b.col_grad + j0 * cols.stride, scratch.copy);
+                      rows.stride, b.col_grad + j0 * cols.stride);
       }
     }
   }

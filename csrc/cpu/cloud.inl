@@ -12,8 +12,6 @@ template <class T>
 constexpr int64_t kTileColumns = sizeof(T) == 4 ? 192 : 96;
 constexpr int64_t kTileHeight = 96;  // rows of a tile: a multiple of every kTileRows
 constexpr int64_t kSmallDim = 8;     // below it the gradient products run along the columns, not along D
-constexpr int64_t kPackAbove =
-    256;  // row strides above it alias in the first-level cache: copy the panel first
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;

@@ -26,18 +26,23 @@ struct Math {
 
 template <class T>
 struct TileScratch {
-  T *tile, *copy, *column_k, *column_w;
+  T* tile;
+  T *column_k, *column_w, *column_near;  // sums over the rows of a tile; near pairs' share of the first
 };
 
 template <class T>
 static TileScratch<T> tile_layout(Arena& arena) {
   TileScratch<T> s;
   s.tile = arena.take<T>(kTileHeight * kTileColumns<T>);
-  s.copy = arena.take<T>(kTileColumns<T> * panel<T>);
   s.column_k = arena.take<T>(kTileColumns<T>);
   s.column_w = arena.take<T>(kTileColumns<T>);
+  s.column_near = arena.take<T>(kTileColumns<T>);
   return s;
 }
+
+// Pairs with r below this times |p|^2 + |q|^2 are near.
+template <class T>
+constexpr T kNear = T(1.0 / 1024);
 
 enum class Mode { value, gradient, kernel };
 
@@ -106,81 +111,132 @@ DECOCT_INLINE vec<T> squared_distances(const T* p, const T* panels, int64_t colu
   return r;
 }
 
-// Scores to weights, in place. Returns sum_ij a_i b_j k_ij of the tile.
+// What a row of the tile adds up to.
+template <class T>
+struct RowSums {
+  vec<T> k, w;    // sum_j b_j k_ij and sum_j W_ij of the vectors so far
+  double near_k;  // near pairs' share of sum_j b_j k_ij
+};
+
+// Scores of one tile to weights, in place.
+template <class T, Profile P, bool Single, Mode M, bool Columns>
+struct TileEpilogue {
+  // k' of one gaussian is a multiple of k.
+  static constexpr bool kExponent = P == Profile::gaussian && Single;
+  static constexpr int kOrder = M == Mode::gradient && !kExponent ? 1 : 0;
+
+  const Block<T>& b;
+  const TileScratch<T>& scratch;
+  int64_t i0, j0, columns;
+
+  ProfileConstants<T> constants() const {
+    ProfileConstants<T> c = *b.constants;
+    if (Single) c.scales = 1;
+    return c;
+  }
+  T* tile_row(int64_t i) const { return scratch.tile + (i - i0) * kTileColumns<T>; }
+  T scale(int64_t i) const {
+    return (kExponent ? -b.constants->slope[0] : T(1)) * b.weight_scale * b.rows->weights[i];
+  }
+  vec<T> norms(int64_t i, int64_t j) const { return load(b.cols->norms + j0 + j) + b.rows->norms[i]; }
+
+  template <bool Small>
+  vec<T> argument(const T* score, vec<T> norms, int64_t i, int64_t j) const {
+    if constexpr (!is_radial(P)) return load(score);
+    if constexpr (!Small) return norms - load(score) * T(2);
+    return squared_distances(b.rows->points + i * b.rows->stride, b.cols->panels, j0 + j, b.rows->dim);
+  }
+
+  // One vector of pairs: `weight` and `a` are zero where a lane is to count for nothing.
+  DECOCT_INLINE void weigh(const ProfileConstants<T>& constants, const TileScratch<T>& scratch, vec<T> s,
+                           vec<T> weight, vec<T> a, T scale, T* out, int64_t j, vec<T>& k_sum,
+                           vec<T>& w_sum) {
+    const Jet<vec<T>> jet = profile<P, kOrder, Math>(constants, s);
+    if constexpr (M == Mode::kernel) return store(out, jet.k);
+    const vec<T> k = jet.k * weight;
+    k_sum += k;
+    if constexpr (Columns) store(scratch.column_k + j, load(scratch.column_k + j) + jet.k * a);
+    if constexpr (M == Mode::gradient) {
+      const vec<T> w = (kExponent ? k : jet.k1 * weight) * scale;
+      store(out, w);
+      if constexpr (!kExponent) {
+        w_sum += w;
+        if constexpr (Columns) store(scratch.column_w + j, load(scratch.column_w + j) + w);
+      }
+    }
+  }
+
+  // Vectors from j on, up to the first that holds a near pair: a loop without calls, on its own, keeps its
+  // sums and constants in registers.
+  template <bool Small>
+  __attribute__((noinline)) int64_t far_vectors(int64_t i, int64_t j, RowSums<T>& sums) const {
+    const ProfileConstants<T> constants = this->constants();
+    T* row = tile_row(i);
+    const T row_scale = scale(i);
+    const vec<T> a = splat(b.rows->weights[i]);
+    vec<T> k_sum = sums.k, w_sum = sums.w;
+    for (; j < columns; j += width<T>) {
+      const vec<T> both = norms(i, j), s = argument<Small>(row + j, both, i, j);
+      if (is_radial(P) && __builtin_expect(any_less(s, both * kNear<T>), 0)) break;
+      weigh(constants, scratch, s, load(b.cols->weights + j0 + j), a, row_scale, row + j, j, k_sum, w_sum);
+    }
+    sums.k = k_sum;
+    sums.w = w_sum;
+    return j;
+  }
+
+  template <bool Small>
+  __attribute__((noinline)) void near_vector(int64_t i, int64_t j, RowSums<T>& sums) const {
+    T* out = tile_row(i) + j;
+    const vec<T> both = norms(i, j);
+    const vec<T> s = argument<Small>(out, both, i, j);
+    const ivec<T> near = s < both * kNear<T>;
+    const vec<T> values =
+        near_pairs<T, P, M>(b, i, j0 + j, near, &sums.near_k, Columns ? scratch.column_near + j : nullptr);
+    const vec<T> weight = load(b.cols->weights + j0 + j), a = splat(b.rows->weights[i]);
+    weigh(constants(), scratch, near ? both : s, near ? vec<T>{} : weight, near ? vec<T>{} : a, scale(i), out,
+          j, sums.k, sums.w);
+    if (M == Mode::kernel) store(out, near ? values : load(out));
+  }
+
+  // Returns a_i sum_j b_j k_ij.
+  template <bool Small>
+  double run_row(int64_t i) const {
+    RowSums<T> sums{};
+    for (int64_t j = 0; (j = far_vectors<Small>(i, j, sums)) < columns; j += width<T>)
+      near_vector<Small>(i, j, sums);
+    if (M == Mode::kernel) return 0;
+    const double tile_k = sum_lanes<T>(sums.k), row_k = tile_k + sums.near_k;
+    if (b.row_ksum) b.row_ksum[i] += b.kernel_scale * row_k;
+    if (M == Mode::gradient && b.row_side)
+      b.row_wsum[i] += kExponent ? (double)scale(i) * tile_k : (double)sum_lanes<T>(sums.w);
+    return (double)b.rows->weights[i] * row_k;
+  }
+
+  void finish_columns(int64_t j1) const {
+    for (int64_t j = j0; j < j1; ++j) {
+      const double k = scratch.column_k[j - j0];
+      if (b.col_ksum) b.col_ksum[j] += b.kernel_scale * (k + scratch.column_near[j - j0]);
+      if (M == Mode::gradient && b.col_wsum)
+        b.col_wsum[j] += kExponent ? -(double)b.constants->slope[0] * b.weight_scale * b.cols->weights[j] * k
+                                   : (double)scratch.column_w[j - j0];
+    }
+  }
+};
+
+// Returns sum_ij a_i b_j k_ij of the tile.
 template <class T, Profile P, bool Single, Mode M, bool Columns>
 static double epilogue(const Block<T>& b, const TileScratch<T>& scratch, int64_t i0, int64_t i1, int64_t j0,
                        int64_t j1) {
-  constexpr bool exponent = P == Profile::gaussian && Single;  // k' is a multiple of k, and exp2 needs no r
-  const Cloud<T>&rows = *b.rows, &cols = *b.cols;
-  const ProfileConstants<T> constants = *b.constants;
-  [[maybe_unused]] const T near_bound = T(1.0 / 1024);
-  const int64_t columns = round_up(j1 - j0, width<T>);
-  const bool small = is_radial(P) && rows.dim < kSmallDim;
+  const TileEpilogue<T, P, Single, M, Columns> tile{b, scratch, i0, j0, round_up(j1 - j0, width<T>)};
+  if constexpr (Columns)
+    for (T* sums : {scratch.column_k, scratch.column_w, scratch.column_near})
+      std::memset(sums, 0, kTileColumns<T> * sizeof(T));
+  const bool small = is_radial(P) && b.rows->dim < kSmallDim;
   double total = 0;
-  for (int64_t i = i0; i < i1; ++i) {
-    T* row = scratch.tile + (i - i0) * kTileColumns<T>;
-    const T a = rows.weights[i], norm = rows.norms[i];
-    const T scale = (exponent ? -constants.slope[0] : T(1)) * b.weight_scale * a;
-    vec<T> k_sum = {}, w_sum = {};
-    double near_k = 0;
-    for (int64_t j = 0; j < columns; j += width<T>) {
-      vec<T> weight = load(cols.weights + j0 + j);
-      Jet<vec<T>> jet{};
-      ivec<T> near = {};
-      vec<T> near_values = {};
-      if constexpr (is_radial(P)) {
-        const vec<T> norms = load(cols.norms + j0 + j) + norm;
-        vec<T> r = small ? squared_distances(rows.points + i * rows.stride, cols.panels, j0 + j, rows.dim)
-                         : norms - load(row + j) * T(2);
-        near = r < norms * near_bound;
-        if (__builtin_expect(any_lane(near), 0)) {
-          near_values =
-              near_pairs<T, P, M>(b, i, j0 + j, near, &near_k, Columns ? scratch.column_k + j : nullptr);
-          weight = near ? vec<T>{} : weight;
-          r = near ? norms : r;
-        }
-        jet = profile < P, M == Mode::gradient && !exponent ? 1 : 0, Math > (constants, r);
-      } else {
-        jet = profile<P, M == Mode::gradient ? 1 : 0, Math>(constants, load(row + j));
-      }
-      if constexpr (M == Mode::kernel) {
-        store(row + j, near ? near_values : jet.k);
-        continue;
-      }
-      const vec<T> k = jet.k * weight;
-      k_sum += k;
-      if constexpr (M == Mode::gradient) {
-        const vec<T> w = (exponent ? k : jet.k1 * weight) * scale;
-        store(row + j, w);
-        if constexpr (!exponent) w_sum += w;
-        if constexpr (Columns && !exponent) store(scratch.column_w + j, load(scratch.column_w + j) + w);
-      }
-      if constexpr (Columns) {
-        // Weighted by a alone; a near lane's own share was added above.
-        const vec<T> share = jet.k * a;
-        const vec<T> kept = near ? vec<T>{} : share;
-        store(scratch.column_k + j, load(scratch.column_k + j) + (is_radial(P) ? kept : share));
-        if constexpr (exponent && M == Mode::gradient)
-          store(scratch.column_w + j, load(scratch.column_w + j) + kept);
-      }
-    }
-    if constexpr (M == Mode::kernel) continue;
-    const double tile_k = sum_lanes<T>(k_sum);
-    const double row_k = tile_k + near_k;
-    total += (double)a * row_k;
-    if (b.row_ksum) b.row_ksum[i] += b.kernel_scale * row_k;
-    if (M == Mode::gradient && b.row_side)
-      b.row_wsum[i] += exponent ? (double)scale * tile_k : (double)sum_lanes<T>(w_sum);
-  }
-  if constexpr (Columns) {
-    for (int64_t j = j0; j < j1; ++j) {
-      if (b.col_ksum) b.col_ksum[j] += b.kernel_scale * scratch.column_k[j - j0];
-      if (M == Mode::gradient && b.col_wsum) {
-        const double factor = exponent ? -(double)constants.slope[0] * b.weight_scale * cols.weights[j] : 1.0;
-        b.col_wsum[j] += factor * scratch.column_w[j - j0];
-      }
-    }
-  }
+  for (int64_t i = i0; i < i1; ++i)
+    total += small ? tile.template run_row<is_radial(P)>(i) : tile.template run_row<false>(i);
+  if constexpr (Columns) tile.finish_columns(j1);
   return total;
 }
 

@@ -98,7 +98,7 @@ static void hvp_epilogue(const HvpBlock<T>& b, const HvpScratch<T>& scratch, int
           s = norms - s * T(2);
           if (b.moving) change = (load(b.col_tangent->dots + j0 + j) + dot - change) * T(2);
         }
-        const ivec<T> near = s < norms * T(1.0 / 1024);
+        const ivec<T> near = s < norms * kNear<T>;
         if (__builtin_expect(any_lane(near), 0)) {
           near_tangents<T, P>(b, i, j0 + j, near, scratch.sums + (i - i0) * rows.stride, &near_weight);
           w = near ? vec<T>{} : w;
@@ -250,7 +250,7 @@ struct HvpRun {
       }
       const auto add = [&](const T* weights, const T* points) {
         add_product(i1 - i0, j1 - j0, weights, kTileColumns<T>, 1, points + j0 * rows.stride, rows.stride,
-                    scratch.sums, scratch.tiles.copy);
+                    scratch.sums);
       };
       add(tile, cols.points);
       if (b.moving) add(scratch.base, b.col_tangent->points);

@@ -71,7 +71,7 @@ struct MatvecRun {
         scores(s.x.points, s.x.stride, s.x.dim, s.y.panels, scratch.tile, i0, i1, j0, j1);
         to_kernel(b, scratch, i0, i1, j0, j1);
         add_product(i1 - i0, j1 - j0, scratch.tile, kTileColumns<T>, 1, values[task.segment] + j0 * stride,
-                    stride, sums, scratch.copy);
+                    stride, sums);
       }
       for (int64_t i = i0; i < i1; ++i)
         for (int64_t e = 0; e < out.columns; ++e)

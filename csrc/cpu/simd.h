@@ -106,6 +106,28 @@ DECOCT_INLINE bool any_lane(I mask) {
 #endif
 }
 
+// Whether a < b in any lane; NaN is not less.
+#if defined(__AVX512F__)
+DECOCT_INLINE bool any_less(vfloat a, vfloat b) {
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ) != 0;
+}
+DECOCT_INLINE bool any_less(vdouble a, vdouble b) {
+  return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ) != 0;
+}
+#elif defined(__AVX2__)
+DECOCT_INLINE bool any_less(vfloat a, vfloat b) {
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LT_OQ)) != 0;
+}
+DECOCT_INLINE bool any_less(vdouble a, vdouble b) {
+  return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_LT_OQ)) != 0;
+}
+#else
+template <class V>
+DECOCT_INLINE bool any_less(V a, V b) {
+  return any_lane(a < b);
+}
+#endif
+
 #if defined(__AVX512F__)
 DECOCT_INLINE vfloat sqrt(vfloat v) {
   return (vfloat)_mm512_sqrt_ps((__m512)v);
