@@ -58,16 +58,6 @@ struct Block {
   const ProfileConstants<T>* constants;
 };
 
-template <class T>
-DECOCT_INLINE T squared_difference(const T* p, const T* q, int64_t dim) {
-  double total = 0;
-  for (int64_t d = 0; d < dim; ++d) {
-    const double difference = (double)p[d] - (double)q[d];
-    total += difference * difference;
-  }
-  return (T)total;
-}
-
 // The near lanes of one vector of pairs. Returns their kernel values (zero elsewhere) and adds what the tile
 // would have.
 template <class T, Profile P, Mode M>
@@ -79,13 +69,15 @@ static __attribute__((noinline)) vec<T> near_pairs(const Block<T>& b, int64_t i,
   for (int l = 0; l < width<T>; ++l) {
     if (!near[l] || j + l >= b.j1) continue;
     const T* q = cols.points + (j + l) * cols.stride;
-    const Jet<vec<T>> jet = profile<P, 1, Math>(*b.constants, splat(squared_difference(p, q, rows.dim)));
+    // A point and itself: 0, or NaN where it is not finite.
+    const T r = p == q ? rows.norms[i] - rows.norms[i] : (T)squared_distance(p, q, rows.dim);
+    const Jet<vec<T>> jet = profile<P, 1, Math>(*b.constants, splat(r));
     const T k = jet.k[0];
     values[l] = k;
     if (M == Mode::kernel) continue;
     *row_k += (double)k * cols.weights[j + l];
     if (column_k) column_k[l] += k * rows.weights[i];
-    if (M != Mode::gradient) continue;
+    if (M != Mode::gradient || (p == q && r == 0)) continue;
     const T w = b.weight_scale * rows.weights[i] * cols.weights[j + l] * jet.k1[0];
     T* row_grad = b.row_side ? b.row_grad + i * rows.stride : nullptr;
     T* col_grad = b.col_side ? b.col_grad + (j + l) * cols.stride : nullptr;

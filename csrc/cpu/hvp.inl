@@ -47,7 +47,7 @@ static __attribute__((noinline)) void near_tangents(const HvpBlock<T>& b, int64_
     double change = 0;
     for (int64_t d = 0; d < rows.dim; ++d) change += ((double)p[d] - q[d]) * ((double)u[d] - v[d]);
     change *= 2;
-    const Jet<vec<T>> jet = profile<P, 2, Math>(*b.constants, splat(squared_difference(p, q, rows.dim)));
+    const Jet<vec<T>> jet = profile<P, 2, Math>(*b.constants, splat((T)squared_distance(p, q, rows.dim)));
     const double k = jet.k[0], k1 = jet.k1[0], k2 = jet.k2[0];
     const double a = rows.weights[i], w = cols.weights[j + l];
     const double da = b.row_tangent->weights[i], dw = b.col_tangent->weights[j + l];

@@ -70,11 +70,15 @@ template <class T>
 static double sampled_square(const Cloud<T>& c, const T* centre) {
   const int64_t samples = c.rows < 16 ? c.rows : 16;
   double total = 0;
-  for (int64_t k = 0; k < samples; ++k)
-    for_row(c, k * c.rows / samples, [&](int64_t d, T v) {
-      const double difference = (double)v - (double)centre[d];
-      total += difference * difference;
-    });
+  with_rows(c, [&](const auto* rows, auto widen) {
+    for (int64_t k = 0; k < samples; ++k) {
+      const auto* p = rows + k * c.rows / samples * c.source_stride;
+      total += sum_over(c.dim, [=](int64_t d) {
+        const double difference = (double)widen(p[d]) - (double)centre[d];
+        return difference * difference;
+      });
+    }
+  });
   return total / (double)samples;
 }
 
@@ -109,11 +113,16 @@ static void calibrate(Segment<T>& s, const Kernel& kernel, bool from_data, doubl
 
 template <class T>
 static double pack_chunk(const Cloud<T>& c, int64_t begin, int64_t end, const T* centre, double spread) {
-  const double norms = pack_rows(c, begin, end, centre, (T)(1 / spread));
+  double norms = 0;
+  // A panel is made of its rows while they are in cache.
+  for (int64_t i = begin; i < end; i += kBlockUnit) {
+    const int64_t stop = i + kBlockUnit < end ? i + kBlockUnit : end;
+    norms += pack_rows(c, i, stop, centre, (T)(1 / spread));
+    if (c.panels)
+      pack_panels(c.points, c.stride, c.rows, c.dim, c.panels, i / panel<T>,
+                  (stop + panel<T> - 1) / panel<T>);
+  }
   clear_accumulators(c, begin, end);
-  if (c.panels)
-    pack_panels(c.points, c.stride, c.rows, c.dim, c.panels, begin / panel<T>,
-                (end + panel<T> - 1) / panel<T>);
   if (end == c.rows) pad_cloud(c);
   return norms;
 }

@@ -61,9 +61,9 @@ struct SumsRun {
   }
 
   // One strip of a symmetric term: the square on the diagonal, then what lies to its right.
-  double run_strip(Segment<T>& s, int64_t c, bool x, bool wanted, int64_t begin, int slab,
+  double run_strip(Segment<T>& s, int64_t c, bool x, bool wanted, int64_t begin, int64_t height, int slab,
                    const TileScratch<T>& scratch) const {
-    const int64_t rows = x ? s.n : s.m, end = begin + kBlockUnit < rows ? begin + kBlockUnit : rows;
+    const int64_t rows = x ? s.n : s.m, end = begin + height < rows ? begin + height : rows;
     double total = run_one(s, c, x, x, wanted, false, begin, end, begin, end, slab, scratch);
     if (end < rows) total += run_one(s, c, x, x, wanted, wanted, begin, end, end, rows, slab, scratch);
     return total;
@@ -76,7 +76,7 @@ struct SumsRun {
     double total = 0;
     for (int64_t i = 0; i < strips; ++i)
       if (strip_slab(i, task.row_end) == task.slot)
-        total += run_strip(s, task.segment, x, true, i * kBlockUnit, task.slot, tiles(worker));
+        total += run_strip(s, task.segment, x, true, i * kBlockUnit, kBlockUnit, task.slot, tiles(worker));
     return total;
   }
 
@@ -100,8 +100,9 @@ struct SumsRun {
     double total = 0;
     for (const bool x : {true, false}) {
       const int64_t rows = x ? s.n : s.m;
-      for (int64_t i = 0; i < rows; i += kBlockUnit)
-        total += run_strip(s, c, x, x ? on_x : on_y, i, 0, scratch);
+      // Low strips: of few rows, the squares on the diagonal would be a large part.
+      for (int64_t i = 0; i < rows; i += kBlockUnit / 2)
+        total += run_strip(s, c, x, x ? on_x : on_y, i, kBlockUnit / 2, 0, scratch);
     }
     const bool rows_x = rule.rows_are_x;
     total += run_one(s, c, rows_x, !rows_x, rows_x ? on_x : on_y, rows_x ? on_y : on_x, 0, rows_x ? s.n : s.m,
