@@ -28,6 +28,13 @@ class Contender:
     """What the result is multiplied by before it is compared: GeomLoss gives half of the squared MMD."""
     ours: bool = False
 
+    def release(self) -> None:
+        """Free what a call keeps for the next one."""
+        if self.ours:
+            from decoct.ops import release_scratch
+
+            release_scratch()
+
 
 def _differentiate(loss: Callable[[], Tensor], y: Tensor, compiled: bool = False) -> Call:
     def call() -> tuple[Tensor, Tensor]:

@@ -82,10 +82,11 @@ def _status(key: str) -> int:
     raise RuntimeError(f"{key} is not in /proc/self/status")
 
 
-def extra_memory(call: Callable[[], Any]) -> int | None:
+def extra_memory(call: Callable[[], Any], release: Callable[[], None]) -> int | None:
     """Bytes by which the resident set of this process grew at its highest during a second call, results
-    included; None where the kernel does not keep that mark."""
+    included; None where the kernel does not keep that mark. release(): frees what the first call kept."""
     call()
+    release()
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

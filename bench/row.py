@@ -56,7 +56,7 @@ def main(job: dict[str, Any], out: Path) -> None:
             continue
         try:
             if job["stage"] == "memory":
-                entry["memory"] = harness.extra_memory(call)
+                entry["memory"] = harness.extra_memory(call, contender.release)
                 continue
             cold = harness.once(lambda call=call, name=name: results.update({name: call()}))
             # First allocations are in the first call; a long one is not worth a second.

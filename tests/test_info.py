@@ -14,7 +14,7 @@ import torch
 
 import decoct
 from decoct.__main__ import main
-from decoct.cli import info
+from decoct.ops import _backend
 
 
 def printed(capsys: pytest.CaptureFixture[str], *options: str) -> str:
@@ -85,7 +85,7 @@ def test_module_that_does_not_load(
     def refuse(name: str) -> Any:
         raise error
 
-    monkeypatch.setattr(info.importlib, "import_module", refuse)
+    monkeypatch.setattr(_backend.importlib, "import_module", refuse)
     assert main(["info"]) == 1
     assert said in capsys.readouterr().out
 
@@ -104,14 +104,14 @@ def test_cuda_is_not_initialised() -> None:
 def test_build_without_cuda_kernels_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = info.importlib.import_module
+    real = _backend.importlib.import_module
 
     def without_cuda(name: str) -> Any:
         if name == "decoct._cuda":
             raise ModuleNotFoundError("no", name=name)
         return real(name)
 
-    monkeypatch.setattr(info.importlib, "import_module", without_cuda)
+    monkeypatch.setattr(_backend.importlib, "import_module", without_cuda)
     cuda = json.loads(printed(capsys, "--json"))["cuda"]
     assert cuda["kernels"] is False
     assert cuda["problem"] == "no CUDA kernels in this build"

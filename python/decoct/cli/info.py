@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -13,6 +12,8 @@ import numpy
 import torch
 
 import decoct
+
+from ..ops._backend import MODULES, load
 
 __all__ = ["collect", "register"]
 
@@ -59,24 +60,12 @@ def collect() -> dict[str, Any]:
     }
 
 
-def _module(name: str) -> tuple[Any, str | None]:
-    """A compiled module, or why there is none."""
-    try:
-        return importlib.import_module(name), None
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            return None, f"{name} does not load: {error}"
-        return None, f"{name} is missing; pip install --force-reinstall --no-deps decoct"
-    except ImportError as error:
-        return None, f"{name} does not load: {error}"
-
-
 def _cpu() -> dict[str, Any]:
     facts: dict[str, Any] = {"works": False}
     forced = os.environ.get("DECOCT_ISA")
     if forced:
         facts["DECOCT_ISA"] = forced
-    engine, problem = _module("decoct._cpu")
+    engine, problem = load(MODULES["cpu"])
     if problem is None:
         try:
             # The other facts first: the name of the instruction set wins where both tell it.
@@ -93,7 +82,7 @@ def _cuda() -> dict[str, Any]:
     facts: dict[str, Any] = {"torch_built_with": torch.version.cuda, "available": torch.cuda.is_available()}
     if facts["available"]:
         facts["devices"] = torch.cuda.device_count()
-    engine, problem = _module("decoct._cuda")
+    engine, problem = load(MODULES["cuda"])
     facts["kernels"] = engine is not None
     if problem is not None:
         missing = problem.startswith("decoct._cuda is missing")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 import threading
 from collections.abc import Sequence
 from types import ModuleType
@@ -21,6 +21,7 @@ __all__ = [
     "engine_kernel",
     "offsets_or_uniform",
     "readable",
+    "release_scratch",
     "schedule",
     "stream_of",
 ]
@@ -31,15 +32,26 @@ XX, XY, YY = 1, 2, 4
 """Bits of a `terms` mask: which of the three sums an op computes."""
 
 
-def _available() -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for device_type, name in (("cpu", "decoct._cpu"), ("cuda", "decoct._cuda")):
-        if importlib.util.find_spec(name) is not None:
-            found[device_type] = importlib.import_module(name)
-    return found
+MODULES = {"cpu": "decoct._cpu", "cuda": "decoct._cuda"}
 
 
-backends: dict[str, Any] = _available()
+def load(name: str) -> tuple[Any, str | None]:
+    """A compiled module, or why there is none."""
+    try:
+        return importlib.import_module(name), None
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            return None, f"{name} does not load: {error}"
+        return None, f"{name} is missing; pip install --force-reinstall --no-deps decoct"
+    except ImportError as error:
+        return None, f"{name} does not load: {error}"
+
+
+backends: dict[str, Any] = {
+    device_type: engine
+    for device_type, engine in ((key, load(name)[0]) for key, name in MODULES.items())
+    if engine is not None
+}
 """Device type -> compiled module. Ops look their engine up here at every call, so an entry can be swapped."""
 
 
@@ -49,10 +61,7 @@ def backend_for(op: str, device: torch.device) -> ModuleType | Any:
     if engine is not None:
         return engine
     if device.type == "cpu":
-        raise RuntimeError(
-            f"{op}: decoct's compiled module decoct._cpu is missing; "
-            "reinstall it: pip install --force-reinstall --no-deps decoct"
-        )
+        raise RuntimeError(f"{op}: decoct's compiled module {load(MODULES['cpu'])[1] or 'was taken out'}")
     if device.type == "cuda":
         raise RuntimeError(
             f"{op}: x is on {device}, and this build of decoct has no CUDA kernels; with a CUDA toolkit on "
@@ -158,6 +167,11 @@ def _scratch(size: int, device: torch.device) -> Tensor:
     if buffer is None or buffer.shape[0] < size:
         buffer = _kept.buffer = torch.empty(size, dtype=torch.uint8)
     return buffer
+
+
+def release_scratch() -> None:
+    """Give the scratch that this thread keeps back."""
+    _kept.buffer = None
 
 
 def schedule(
