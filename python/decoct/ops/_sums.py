@@ -144,10 +144,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def hvp(*arguments: Any) -> tuple[Tensor, ...]:
-    """The registered product of Hessian and tangents, or its twin where a function transform is active."""
-    if _transforms.active():
-        return _transforms.run(_HvpFunction, *arguments)  # type: ignore[no-any-return]
-    return _hvp_op(*arguments)  # type: ignore[no-any-return]
+    """The product of Hessian and tangents."""
+    return _transforms.call(_HvpFunction, _hvp_op, *arguments)  # type: ignore[no-any-return]
 
 
 def _saved_hvp(ctx: Any, tangents: Any, need: int) -> tuple[Tensor, ...]:
@@ -211,11 +209,11 @@ _sums_op = register(
 
 
 class _HvpFunction(torch.autograd.Function):
-    """`kernel_sums_hvp` under torch.func and forward-mode AD."""
+    """`kernel_sums_hvp` without the dispatcher, under torch.func and forward-mode AD."""
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _hvp_op(*arguments)
+        return _transforms.forward(_hvp_implementation, _hvp_op, *arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -231,11 +229,11 @@ class _HvpFunction(torch.autograd.Function):
 
 
 class _SumsFunction(torch.autograd.Function):
-    """`kernel_sums` under torch.func and forward-mode AD."""
+    """`kernel_sums` without the dispatcher, under torch.func and forward-mode AD."""
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _sums_op(*arguments)
+        return _transforms.forward(_implementation, _sums_op, *arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -269,7 +267,5 @@ class _SumsFunction(torch.autograd.Function):
 
 
 def kernel_sums(*arguments: Any) -> tuple[Tensor, ...]:
-    """The registered op, or its twin where a function transform is active."""
-    if _transforms.active():
-        return _transforms.run(_SumsFunction, *arguments)  # type: ignore[no-any-return]
-    return _sums_op(*arguments)  # type: ignore[no-any-return]
+    """Values of the sums and the gradients that `need` asks for."""
+    return _transforms.call(_SumsFunction, _sums_op, *arguments)  # type: ignore[no-any-return]
