@@ -136,6 +136,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, help="seconds for each contender of a row (3; quick: 0.2)")
     parser.add_argument("--limit", type=float, default=900, help="seconds after which a row is stopped (900)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write everything measured here")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that PATH holds, add the others")
     options = parser.parse_args(arguments)
     options.budget = options.budget or (0.2 if options.quick else 3.0)
     cores = os.cpu_count() or 1
@@ -148,6 +149,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options.threads = list(dict.fromkeys(chosen))
     cases = QUICK if options.quick else FULL
     patterns = _split(options.rows) if options.rows else ["*"]
+    if options.resume and not (options.json and options.json.is_file()):
+        parser.error("--resume takes the file of an earlier run: --json PATH")
     options.cases = [case for case in cases if any(fnmatch.fnmatchcase(case.name, p) for p in patterns)]
     if not options.cases:
         parser.error(f"--rows {options.rows!r} matches none of: {', '.join(case.name for case in cases)}")
@@ -180,11 +183,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     start = time.perf_counter()
     record: dict[str, Any] = {"machine": harness.machine(), "quick": options.quick, "rows": []}
+    if options.resume:
+        record["rows"] = json.loads(options.json.read_text())["rows"]
+    done = {(row["name"], row["threads"]) for row in record["rows"]}
     before, reason = _peaks(options)
     record["peaks_before"], record["note"] = before, reason
     for number, threads in enumerate(options.threads):
         for case in options.cases:
+            if (case.name, threads) in done:
+                continue
             row = run_row(case, threads, with_memory=number == 0, options=options)
+            row["commit"] = record["machine"]["commit"]
             add_shares(row, before[threads] if before else None)
             record["rows"].append(row)
             print(show(row), flush=True)
@@ -195,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     if before and after:
         rates = peaks.higher(before, after)
         for row in record["rows"]:
-            add_shares(row, rates[row["threads"]])
+            add_shares(row, rates.get(row["threads"]))
         record["peaks"] = rates
         for threads, found in rates.items():
             fma, exp, read = (found[key] / 1e9 for key in ("fma", "exp", "read"))

@@ -57,7 +57,7 @@ struct Sizes {
 };
 
 // A plan is a list of rounds, each a list of tasks that may run at once: tasks of one round never add into
-// the same rows, and rounds run in order. It depends on shapes only, so results do not depend on the number
+// the same memory, and rounds run in order. It depends on shapes only, so results do not depend on the number
 // of threads.
 enum class TaskKind : int32_t {
   whole,      // a small segment from start to end

@@ -173,7 +173,11 @@ SegmentRule segment_rule(const Sizes& s, int64_t c) {
   if (s.terms & kTermXY) pairs += (double)rule.n * (double)rule.m;
   if (s.terms & kTermYY) pairs += 0.5 * (double)rule.m * (double)rule.m;
   const double work = pairs * (double)(s.dim + 32);
-  rule.whole = work <= (1 << 22) || (s.segments >= 8 && work <= (1 << 27));
+  // Of many segments one that is not far above the mean may be a single task, whatever its size: scratch is
+  // then for each thread, not for each segment.
+  const double mean_rows = (double)(s.x_offsets[s.segments] + s.y_offsets[s.segments]) / (double)s.segments;
+  const bool usual = s.segments >= 64 && (double)(rule.n + rule.m) <= 2 * mean_rows;
+  rule.whole = work <= (1 << 22) || (s.segments >= 8 && work <= (1 << 27)) || usual;
   const bool on_x = s.need & (kNeedX | kNeedA), on_y = s.need & (kNeedY | kNeedB);
   const int64_t larger = std::max(rule.n, rule.m), smaller = std::min(rule.n, rule.m);
   if (on_x == on_y || (rule.whole && larger >= 2 * smaller))

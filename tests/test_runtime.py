@@ -16,6 +16,7 @@ import torch
 
 import decoct
 from comparison import evaluate
+from decoct.ops import _backend
 from samples import CASES, OPS, Op, Sample, rows, weights
 
 EVERY_OP = pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
@@ -166,6 +167,7 @@ ISA_SCRIPT = """
 import io, sys, torch, decoct
 sys.path.insert(0, sys.argv[1])
 from comparison import evaluate
+from decoct.ops import _backend
 from samples import CASES, OPS
 found = {"isa": decoct.ops.backends["cpu"].isa()}
 for op, name in CASES:
@@ -235,3 +237,20 @@ def test_an_unknown_instruction_set_is_refused() -> None:
     )
     assert done.returncode != 0
     assert "avx9000" in done.stderr
+
+
+def test_many_alike_segments_need_scratch_for_each_thread_only() -> None:
+    """Not for each segment: a thousand classes must not hold a copy of all rows."""
+    n, m, width = 1300, 50, 512
+
+    def scratch(segments: int) -> int:
+        ends = [(torch.arange(segments + 1) * rows).numpy().tobytes() for rows in (n, m)]
+        engine = decoct.ops.backends["cpu"]
+        sizes = (segments * n, segments * m, width)
+        masks = (_backend.Y, _backend.XX | _backend.XY | _backend.YY)
+        where = torch.device("cpu")
+        _, size = _backend._plan(engine, "sums", sizes, "float32", tuple(ends), masks, 1, 2, where)
+        return size
+
+    rows_of_one = 4 * (n + m) * width
+    assert scratch(1000) < 2 * 4 * rows_of_one + 1_000_000

@@ -100,9 +100,10 @@ struct SumsRun {
     double total = 0;
     for (const bool x : {true, false}) {
       const int64_t rows = x ? s.n : s.m;
-      // Low strips: of few rows, the squares on the diagonal would be a large part.
-      for (int64_t i = 0; i < rows; i += kBlockUnit / 2)
-        total += run_strip(s, c, x, x ? on_x : on_y, i, kBlockUnit / 2, 0, scratch);
+      // Of few rows the squares on the diagonal would be a large part: lower strips.
+      const int64_t height = rows < 4 * kBlockUnit ? kBlockUnit / 2 : kBlockUnit;
+      for (int64_t i = 0; i < rows; i += height)
+        total += run_strip(s, c, x, x ? on_x : on_y, i, height, 0, scratch);
     }
     const bool rows_x = rule.rows_are_x;
     total += run_one(s, c, rows_x, !rows_x, rows_x ? on_x : on_y, rows_x ? on_y : on_x, 0, rows_x ? s.n : s.m,

@@ -110,7 +110,7 @@ class Laplacian(_Scaled):
 
 @dataclass(frozen=True)
 class Energy(Kernel):
-    """``-d``; no length and no scales. Its MMD is the energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'|."""
+    """``-d``; no length, no scales. MMD: ``2 E|X - Y| - E|X - X'| - E|Y - Y'|``, the energy distance."""
 
     profile: ClassVar[str] = "energy"
     uses_bandwidth: ClassVar[bool] = False

@@ -28,10 +28,11 @@ class Measure:
     x: (N, ...) rows in any shape.
     y: (N,) ids or (N, ...) soft labels or targets; may need a gradient. None where the rows have none.
     mass: (N,) used as given; None means uniform inside each group.
-    groups: host int64 offsets (G+1,) of the groups (class, site, boundary condition). They are stated, never
-        deduced from y; one group by default. Unequal and empty groups are normal.
+    groups: host int64 offsets (G+1,) of the groups (class, site, boundary condition), stated, never deduced
+    from y; one group by default. Unequal and empty groups are normal.
     columns: (D,) bool, the observed features; None means all of them.
     extras: anything else that a method hands on (a student's learning rate, a teacher).
+
     Raises ValueError when the sizes disagree.
     """
 
