@@ -72,6 +72,14 @@ def test_a_run_writes_its_sets_and_report_and_can_be_evaluated_again(here, capsy
     assert main(["evaluate", str(run), "--quiet", "--learners", "logistic_regression", "--seeds", "1"]) == 0
 
 
+def test_the_full_data_can_be_left_out(here, capsys):
+    write_npz("mine.npz")
+    assert main(["condense", "mine.npz", *FAST, "--ipc", "1", "--full-seeds", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "condensed, mmd" in out
+    assert "full data" not in out
+
+
 def test_equal_commands_give_equal_sets_and_seeds_change_them(here):
     write_npz("mine.npz")
 
@@ -163,6 +171,7 @@ def test_bad_data_is_one_line_and_leaves_nothing(here, capsys, changes, says):
         (["mine.npz", "--lr", "0"], "--lr"),
         (["mine.npz", "--threads", "0"], "--threads"),
         (["mine.npz", "--eval-seeds", "0"], "seeds"),
+        (["mine.npz", "--full-seeds", "-1"], "full-seeds"),
         (["mine.npz", "--batch-real", "0"], "batch_real"),
         (["mine.npz", "--bandwidth", "-1"], "positive"),
         (["mine.npz", "--features", "pixels"], "--features"),

@@ -83,6 +83,11 @@ def register(subparsers: Any) -> None:
     add("--learners", type=_words, help="comma list of learners that judge the result")
     add("--eval-seeds", type=int, default=5, help="trainings per set (default: 5)")
     add(
+        "--full-seeds",
+        type=int,
+        help="trainings on the full data, 0 leaves it out (default: as --eval-seeds, 1 for large data)",
+    )
+    add(
         "--protocol",
         choices=tuple(PROTOCOLS),
         default="quick",
@@ -102,6 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
         learners=arguments.learners,
         seeds=arguments.eval_seeds,
         selection_seeds=arguments.eval_seeds,
+        full_seeds=arguments.full_seeds,
         protocol=arguments.protocol,
         epochs=arguments.epochs,
         curve_seeds=1,
