@@ -163,17 +163,19 @@ def test_epochs_follow_the_size_of_the_set() -> None:
     assert [(plan.epochs, plan.batch, plan.lr) for plan in plans] == [
         (200, 32, 0.01), (100, 32, 0.01), (26, 64, 0.01), (5, 128, 0.01),
     ]  # fmt: skip
+    assert all(plan.augmentation is not None for plan in plans)
     published = protocol("published").resolve(60000, lr=0.05)
     assert (published.epochs, published.batch, published.lr, published.drops) == (300, 256, 0.01, (0.5,))
     assert (published.momentum, published.weight_decay, published.augmentation) == (0.9, 5e-4, None)
 
 
 def test_protocols_by_name() -> None:
-    mirrored, plain = protocol("published-augmented", flip=True), protocol("published-augmented")
-    assert mirrored.augmentation is not None
-    assert plain.augmentation is not None
-    assert mirrored.augmentation.strategies == STRATEGIES
-    assert "flip" not in plain.augmentation.strategies
+    for name in ("quick", "published-augmented"):
+        mirrored, plain = protocol(name, flip=True), protocol(name)
+        assert mirrored.augmentation is not None
+        assert plain.augmentation is not None
+        assert mirrored.augmentation.strategies == STRATEGIES
+        assert "flip" not in plain.augmentation.strategies
     shorter = protocol("published", epochs=7)
     assert (shorter.epochs, shorter.name) == (7, "published, 7 epochs")
     with pytest.raises(

@@ -14,6 +14,11 @@ from decoct.networks import MLP, ConvNet, HalvingPool, InstanceNorm, build, rese
 from decoct.objectives import seeded
 
 
+def apply(augmentation, strategy, x, numbers):
+    """One strategy with the same draws for all rows."""
+    return augmentation.apply(strategy, x, torch.tensor([numbers]).double(), torch.tensor([len(x)]))
+
+
 def images(count=4, channels=1, side=8, dtype=torch.float32):
     return torch.randn(count, channels, side, side, generator=seeded(5), dtype=dtype)
 
@@ -49,44 +54,60 @@ def test_views_follow_their_generator_and_select_groups():
 
 def test_one_strategy_or_all_are_planned():
     one = Augmentation(("crop", "scale", "rotate")).draw(60, seeded(0))
-    assert {len(applied) for applied in one.plan} == {1}
-    assert {applied[0][0] for applied in one.plan} == {"crop", "scale", "rotate"}
+    assert (one.applied.sum(dim=1) == 1).all()
+    assert {STRATEGIES[place] for place in one.applied.nonzero()[:, 1]} == {"crop", "scale", "rotate"}
     everything = Augmentation(("rotate", "color"), "all").draw(2, seeded(0))
-    assert [name for name, _ in everything.plan[0]] == ["color", "rotate"]
+    assert [STRATEGIES[place] for place in everything.applied[0].nonzero()] == ["color", "rotate"]
+
+
+@pytest.mark.parametrize("mode", ["one", "all"])
+def test_a_view_of_many_groups_is_the_views_of_each(mode):
+    """Rows are transformed together, whether their groups are of one size or not."""
+    augmentation = Augmentation(STRATEGIES, mode, fill=0.5)
+    x = images(24, 3)
+    for sizes in ([4] * 6, [1] * 24, [0, 7, 1, 0, 12, 4], [24]):
+        groups = torch.tensor([0, *sizes]).cumsum(0)
+        view = augmentation.draw(len(sizes), seeded(4))
+        expected = [
+            view.select([group])(x[groups[group] : groups[group + 1]], torch.tensor([0, size]))
+            for group, size in enumerate(sizes)
+        ]
+        torch.testing.assert_close(view(x, groups), torch.cat(expected))
+    assert augmentation.draw(0, seeded(0))(x[:0], torch.tensor([0])).shape == (0, 3, 8, 8)
 
 
 def test_crop_shifts_whole_pixels_and_fills():
     augmentation = Augmentation(crop=0.25, fill=-9.0)
     x = torch.arange(64.0).view(1, 1, 8, 8)
-    shifted = augmentation.apply("crop", x, (0.0, 0.99, 0.0))  # two rows up, two columns to the right
+    shifted = apply(augmentation, "crop", x, (0.0, 0.99, 0.0))  # two rows up, two columns to the right
     expected = torch.full((8, 8), -9.0)
     expected[:6, 2:] = x[0, 0, 2:, :6]
     assert torch.equal(shifted[0, 0], expected)
-    assert torch.equal(augmentation.apply("crop", x, (0.5, 0.5, 0.0)), x)
-    reached = {float(augmentation.apply("crop", x, (k / 50, 0.5, 0.0))[0, 0, 4, 4]) for k in range(50)}
+    assert torch.equal(apply(augmentation, "crop", x, (0.5, 0.5, 0.0)), x)
+    reached = {float(apply(augmentation, "crop", x, (k / 50, 0.5, 0.0))[0, 0, 4, 4]) for k in range(50)}
     assert reached == {36 + 8 * shift for shift in (-2, -1, 0, 1, 2)}
 
 
 def test_cutout_blanks_a_square():
     x = torch.ones(2, 1, 8, 8)
-    out = Augmentation(cutout=0.5).apply("cutout", x, (0.5, 0.5, 0.0))
+    out = apply(Augmentation(cutout=0.5), "cutout", x, (0.5, 0.5, 0.0))
     assert (out == 0).sum() == 2 * 16
     assert (out[:, :, 2:6, 2:6] == 0).all()
-    corner = Augmentation(cutout=0.5, fill=3.0).apply("cutout", x, (0.0, 0.0, 0.0))
+    corner = apply(Augmentation(cutout=0.5, fill=3.0), "cutout", x, (0.0, 0.0, 0.0))
     assert (corner[:, :, :2, :2] == 3).all()
     assert (corner == 1).sum() == 2 * 60
 
 
 def test_colour_changes_level_saturation_and_contrast():
     x = images(2, 3)
-    out = Augmentation(brightness=1.0, saturation=2.0, contrast=0.5).apply("color", x, (0.75, 0.25, 0.5))
+    out = apply(Augmentation(brightness=1.0, saturation=2.0, contrast=0.5), "color", x, (0.75, 0.25, 0.5))
     bright = x + 0.25
     grey = bright.mean(1, keepdim=True)
     faded = grey + 0.5 * (bright - grey)
     middle = faded.mean((1, 2, 3), keepdim=True)
     torch.testing.assert_close(out, middle + (faded - middle) * 1.0)
-    single = Augmentation().apply(
-        "color", x[:, :1], (0.5, 0.0, 0.5)
+    single = apply(
+        Augmentation(), "color", x[:, :1], (0.5, 0.0, 0.5)
     )  # no change: one channel has no saturation
     torch.testing.assert_close(single, x[:, :1])
 
@@ -94,15 +115,15 @@ def test_colour_changes_level_saturation_and_contrast():
 def test_flip_scale_and_rotation():
     x = images(2, 1, 9)
     augmentation = Augmentation(scale=2.0, rotate=90.0)
-    assert torch.equal(augmentation.apply("flip", x, (0.2, 0, 0)), x.flip(-1))
-    assert torch.equal(augmentation.apply("flip", x, (0.7, 0, 0)), x)
-    torch.testing.assert_close(augmentation.apply("rotate", x, (0.5, 0, 0)), x, atol=1e-5, rtol=0)
-    turned = augmentation.apply("rotate", x, (1.0, 0, 0))
+    assert torch.equal(apply(augmentation, "flip", x, (0.2, 0, 0)), x.flip(-1))
+    assert torch.equal(apply(augmentation, "flip", x, (0.7, 0, 0)), x)
+    torch.testing.assert_close(apply(augmentation, "rotate", x, (0.5, 0, 0)), x, atol=1e-5, rtol=0)
+    turned = apply(augmentation, "rotate", x, (1.0, 0, 0))
     torch.testing.assert_close(turned, torch.rot90(x, 1, (2, 3)), atol=1e-4, rtol=0)
     same = (1 - 0.5) / (2 - 0.5)  # the draw for zoom 1
-    torch.testing.assert_close(augmentation.apply("scale", x, (same, same, 0)), x, atol=1e-5, rtol=0)
-    near = augmentation.apply(
-        "scale", torch.ones(1, 1, 8, 8), (1.0, same, 0)
+    torch.testing.assert_close(apply(augmentation, "scale", x, (same, same, 0)), x, atol=1e-5, rtol=0)
+    near = apply(
+        augmentation, "scale", torch.ones(1, 1, 8, 8), (1.0, same, 0)
     )  # zoom 2: the image at half its height
     torch.testing.assert_close(near.sum(2), torch.full((1, 1, 8), 4.0))
 

@@ -20,12 +20,14 @@ __all__ = ["STRATEGIES", "Augmentation", "View"]
 STRATEGIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
-    """One step's drawn parameters: the strategies of every group, each with three draws in [0, 1)."""
+    """One step's drawn parameters: which of `STRATEGIES` every group gets, (G, 6) bool, and three draws in
+    [0, 1) for each, (G, 6, 3)."""
 
     augmentation: Augmentation
-    plan: tuple[tuple[tuple[str, tuple[float, ...]], ...], ...]
+    applied: Tensor
+    numbers: Tensor
 
     def __call__(self, x: Tensor, groups: Tensor) -> Tensor:
         """Apply group g's parameters to its rows.
@@ -35,22 +37,25 @@ class View:
         """
         if x.dim() != 4:
             raise ValueError(f"View: x must be images (N, C, H, W), got {tuple(x.shape)}")
-        if groups.numel() != len(self.plan) + 1:
-            raise ValueError(f"View: groups must hold {len(self.plan) + 1} offsets, got {groups.numel()}")
-        bounds = groups.tolist()
-        pieces = []
-        for applied, start, stop in zip(self.plan, bounds, bounds[1:], strict=False):
-            if start == stop:
-                continue
-            rows = x[start:stop]
-            for strategy, numbers in applied:
-                rows = self.augmentation.apply(strategy, rows, numbers)
-            pieces.append(rows)
-        return torch.cat(pieces) if pieces else x
+        if groups.numel() != len(self.applied) + 1:
+            raise ValueError(f"View: groups must hold {len(self.applied) + 1} offsets, got {groups.numel()}")
+        counts = groups.diff()
+        applied = self.applied.repeat_interleave(counts, dim=0)
+        for place, strategy in enumerate(STRATEGIES):
+            chosen, rows = self.applied[:, place], applied[:, place]
+            numbers = self.numbers[chosen, place]
+            if rows.all():
+                x = self.augmentation.apply(strategy, x, numbers, counts[chosen])
+            elif rows.any():
+                index = rows.nonzero().flatten().to(x.device)
+                x = x.index_copy(
+                    0, index, self.augmentation.apply(strategy, x[index], numbers, counts[chosen])
+                )
+        return x
 
     def select(self, indices: Sequence[int]) -> View:
         """The view of a subset of the groups."""
-        return View(self.augmentation, tuple(self.plan[i] for i in indices))
+        return View(self.augmentation, self.applied[list(indices)], self.numbers[list(indices)])
 
 
 @dataclass(frozen=True)
@@ -91,67 +96,86 @@ class Augmentation:
 
     def draw(self, count: int, generator: torch.Generator) -> View:
         """Parameters for `count` groups. The same generator state gives the same view."""
-        ordered = [s for s in STRATEGIES if s in self.strategies]
-        if not ordered:
-            return View(self, ((),) * count)
-        numbers = torch.rand(count, len(STRATEGIES), 3, generator=generator).tolist()
-        choice = torch.randint(len(ordered), (count,), generator=generator).tolist()
-        plan = []
-        for group in range(count):
-            chosen = ordered if self.mode == "all" else [ordered[choice[group]]]
-            plan.append(tuple((s, tuple(numbers[group][STRATEGIES.index(s)])) for s in chosen))
-        return View(self, tuple(plan))
+        known = torch.tensor([strategy in self.strategies for strategy in STRATEGIES])
+        applied = known.expand(count, -1)
+        if not known.any():
+            return View(self, applied, torch.zeros(count, len(STRATEGIES), 3))
+        numbers = torch.rand(count, len(STRATEGIES), 3, generator=generator).double()
+        choice = torch.randint(int(known.sum()), (count,), generator=generator)
+        if self.mode == "one":
+            applied = F.one_hot(known.nonzero().flatten()[choice], len(STRATEGIES)).bool()
+        return View(self, applied, numbers)
 
-    def apply(self, strategy: str, x: Tensor, numbers: Sequence[float]) -> Tensor:
-        """One strategy on the rows of one group; `numbers` are three uniform draws in [0, 1)."""
-        result: Tensor = getattr(self, f"_{strategy}")(x, *numbers)
+    def apply(self, strategy: str, x: Tensor, numbers: Tensor, counts: Tensor) -> Tensor:
+        """One strategy on images (N, C, H, W): group g, `counts[g]` rows, with its draws `numbers[g]`.
+
+        numbers: host (G, 3) in [0, 1); counts: host int64 (G,).
+        """
+        if strategy in ("scale", "rotate"):
+            return self._resample(x, getattr(self, f"_{strategy}")(numbers), counts)
+        draws = numbers.repeat_interleave(counts, dim=0).to(x.device).unbind(dim=1)
+        result: Tensor = getattr(self, f"_{strategy}")(x, *(draw.view(-1, 1, 1, 1) for draw in draws))
         return result
 
-    def _color(self, x: Tensor, first: float, second: float, third: float) -> Tensor:
-        x = x + (first - 0.5) * self.brightness
+    def _color(self, x: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+        x = x + ((first - 0.5) * self.brightness).to(x)
         if x.shape[1] == 3:
             grey = x.mean(1, keepdim=True)
-            x = grey + (x - grey) * (second * self.saturation)
+            x = grey + (x - grey) * (second * self.saturation).to(x)
         middle = x.mean((1, 2, 3), keepdim=True)
-        return middle + (x - middle) * (third + self.contrast)
+        return middle + (x - middle) * (third + self.contrast).to(x)
 
-    def _crop(self, x: Tensor, first: float, second: float, third: float) -> Tensor:
+    def _crop(self, x: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        reach = (round(height * self.crop), round(width * self.crop))
-        down, right = (
-            min(int(u * (2 * r + 1)), 2 * r) - r for u, r in zip((first, second), reach, strict=True)
+        down, right = (round(side * self.crop) for side in (height, width))
+        x = F.pad(x, (right, right, down, down), value=self.fill)
+        # The first row and column of the window on the padded image: large draws move content down and right.
+        row, column = (
+            2 * reach - (draw * (2 * reach + 1)).long().clamp(max=2 * reach)
+            for draw, reach in ((first, down), (second, right))
         )
-        rows = x[..., max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)]
-        return F.pad(rows, (max(right, 0), max(-right, 0), max(down, 0), max(-down, 0)), value=self.fill)
+        rows = row + torch.arange(height, device=x.device).view(-1, 1)
+        columns = column + torch.arange(width, device=x.device)
+        x = x.gather(2, rows.expand(-1, x.shape[1], -1, x.shape[3]))
+        return x.gather(3, columns.expand(-1, x.shape[1], height, -1))
 
-    def _cutout(self, x: Tensor, first: float, second: float, third: float) -> Tensor:
-        keep = torch.ones(x.shape[-2:], dtype=x.dtype, device=x.device)
-        spans = []
-        for u, side in zip((first, second), x.shape[-2:], strict=True):
+    def _cutout(self, x: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+        outside = []
+        for dim, draw in ((2, first), (3, second)):
+            side = x.shape[dim]
             length = round(side * self.cutout)
-            centre = int(u * (side + (1 - length % 2)))
-            spans.append(slice(max(centre - length // 2, 0), max(centre - length // 2 + length, 0)))
-        keep[spans[0], spans[1]] = 0
-        return x * keep if self.fill == 0 else x * keep + self.fill * (1 - keep)
+            begin = (draw * (side + (1 - length % 2))).long() - length // 2
+            place = torch.arange(side, device=x.device).view(-1, *[1] * (3 - dim))
+            outside.append((place < begin) | (place >= begin + length))
+        return torch.where(outside[0] | outside[1], x, self.fill)
 
-    def _flip(self, x: Tensor, first: float, second: float, third: float) -> Tensor:
-        return x.flip(-1) if first < 0.5 else x
+    def _flip(self, x: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+        return torch.where(first < 0.5, x.flip(-1), x)
 
-    def _scale(self, x: Tensor, first: float, second: float, third: float) -> Tensor:
-        vertical, horizontal = (1 / self.scale + u * (self.scale - 1 / self.scale) for u in (first, second))
-        return self._resample(x, [[horizontal, 0.0, 0.0], [0.0, vertical, 0.0]])
+    def _scale(self, numbers: Tensor) -> Tensor:
+        vertical, horizontal, _ = (1 / self.scale + numbers * (self.scale - 1 / self.scale)).unbind(dim=1)
+        return _linear_maps(horizontal, torch.zeros_like(vertical), torch.zeros_like(vertical), vertical)
 
-    def _rotate(self, x: Tensor, first: float, second: float, third: float) -> Tensor:
-        angle = (2 * first - 1) * self.rotate * math.pi / 180
-        cosine, sine = math.cos(angle), math.sin(angle)
-        return self._resample(x, [[cosine, -sine, 0.0], [sine, cosine, 0.0]])
+    def _rotate(self, numbers: Tensor) -> Tensor:
+        angle = (2 * numbers[:, 0] - 1) * (self.rotate * math.pi / 180)
+        return _linear_maps(angle.cos(), -angle.sin(), angle.sin(), angle.cos())
 
-    def _resample(self, x: Tensor, matrix: list[list[float]]) -> Tensor:
-        # All rows share one map, so they stand in the channel dimension and the grid is built once.
+    def _resample(self, x: Tensor, maps: Tensor, counts: Tensor) -> Tensor:
+        if not len(x):
+            return x
         count, channels, height, width = x.shape
-        theta = torch.tensor([matrix], dtype=x.dtype, device=x.device)
-        stacked = (x - self.fill if self.fill else x).reshape(1, count * channels, height, width)
-        grid = F.affine_grid(theta, [1, 1, height, width], align_corners=False)
+        if (counts == counts[0]).all():
+            # A group's rows share one map: they stand in the channel dimension, the grid is built once.
+            shape = (len(counts), -1, height, width)
+        else:
+            maps, shape = maps.repeat_interleave(counts, dim=0), (count, channels, height, width)
+        stacked = (x - self.fill if self.fill else x).reshape(shape)
+        grid = F.affine_grid(maps.to(x), [len(maps), 1, height, width], align_corners=False)
         moved = F.grid_sample(stacked, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         moved = moved.reshape(count, channels, height, width)
         return moved + self.fill if self.fill else moved
+
+
+def _linear_maps(*entries: Tensor) -> Tensor:
+    """(G, 2, 3): row by row the 2 x 2 matrices of these entries, without a shift."""
+    return F.pad(torch.stack(entries, dim=1).view(-1, 2, 2), (0, 1))

@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +117,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--protocol",
         choices=tuple(PROTOCOLS),
         default="quick",
-        help="how networks are trained: quick (epochs by the size of the set) or as published (300 epochs, "
-        f"batch 256, lr 0.01); full data above {LARGE} rows are always trained by the quick one",
+        help="how networks are trained: quick (epochs by the size of the set, images augmented) or as "
+        f"published (300 epochs, batch 256, lr 0.01); full data above {LARGE} rows always get the quick one",
     )
     group.add_argument("--epochs", type=int, metavar="N", help="epochs instead of the protocol's")
 
@@ -202,7 +202,9 @@ def evaluate_run(
             seeds,
             progress,
             protocol=training,
-            full_protocol=protocol("quick") if large and settings.epochs is None else None,
+            full_protocol=replace(settings, protocol="quick").training(dataset)
+            if large and settings.epochs is None
+            else None,
             full_seeds=range(settings.first_seed, settings.first_seed + full_seeds) if full_seeds else None,
             cross=settings.cross,
         )
