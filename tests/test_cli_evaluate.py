@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from decoct.cli import evaluate
 from decoct.condense import export
-from decoct.tasks import Dataset, load, random_rows
+from decoct.tasks import ClassificationTask, Dataset, load, random_rows
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,13 @@ def test_end_to_end(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (12, 2),
     ]
     assert {row["size"] for row in rows if row["name"] == "full data"} == {48}
-    assert sorted(os.listdir(run_folder)) == ["ipc-1", "ipc-4", "report.html", "results.json"]
+    assert sorted(os.listdir(run_folder)) == [
+        "ipc-1",
+        "ipc-4",
+        "report.html",
+        "results.json",
+        "trainings.jsonl",
+    ]
 
 
 def test_a_second_evaluation_adds_to_the_first(run_folder: Path) -> None:
@@ -95,12 +102,57 @@ def test_a_second_evaluation_adds_to_the_first(run_folder: Path) -> None:
 
 def test_seeds_change_training_and_repeat(run_folder: Path) -> None:
     def accuracies(first: int) -> list[list[float]]:
+        (run_folder / "trainings.jsonl").unlink(missing_ok=True)
         call(str(run_folder), "--learners", "mlp", "--first-seed", str(first), *QUICKLY)
         return [row["accuracies"] for row in stored(run_folder)["results"]["rows"]]
 
     once, again, other = accuracies(0), accuracies(0), accuracies(50)
     assert once == again
     assert once != other
+
+
+def test_an_interrupted_evaluation_goes_on(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (str(run_folder), "--learners", "mlp", "--full-seeds", "0", *QUICKLY)
+    assert call(*words) == 0
+    whole = stored(run_folder)["results"]["rows"]
+    journal = run_folder / "trainings.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    assert len(lines) == sum(len(row["accuracies"]) for row in whole)
+
+    kept = "".join(lines[:5]) + lines[5][:20]  # the process died while it wrote
+    journal.write_text(kept)
+    fit, fitted = ClassificationTask.fit, []
+
+    def interrupted(*arguments: Any) -> Any:
+        fitted.append(arguments)
+        if len(fitted) == 4:
+            raise KeyboardInterrupt
+        return fit(*arguments)
+
+    monkeypatch.setattr(ClassificationTask, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="what ended is kept"):
+        call(*words)
+    assert call(*words) == 0
+    # What had begun when the interruption came runs again, and the torn line's; nothing that was kept does.
+    assert len(fitted) <= len(lines) - 5 + 2
+    complete = [line for line in journal.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+    assert {json.loads(line)["key"] for line in complete} == {json.loads(line)["key"] for line in lines}
+    again = stored(run_folder)["results"]["rows"]
+    assert [row["accuracies"] for row in again] == [row["accuracies"] for row in whole]
+    before = len(fitted)
+    call(*words, "--first-seed", "1")
+    assert 0 < len(fitted) - before < len(lines)  # of two seeds one is known
+
+
+def test_progress_is_told_without_a_terminal(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [word for word in QUICKLY if word != "--quiet"]
+    call(str(run_folder), "--learners", "nearest_neighbours", *words)
+    assert capsys.readouterr().err == ""  # too short for a line
+    monkeypatch.setattr("decoct.cli._shared.LINE_EVERY", 0.0)
+    call(str(run_folder), "--learners", "mlp", *words)
+    assert "evaluating: 3 of " in capsys.readouterr().err
 
 
 def test_full_data_can_be_left_out(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

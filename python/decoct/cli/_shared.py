@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +17,18 @@ __all__ = ["Progress", "check_writable", "progress_bar", "set_threads"]
 # Called with (done, total, what is being done).
 Progress = Callable[[int, int, str], None]
 
+# Seconds between two lines where there is no terminal for a bar.
+LINE_EVERY = 30.0
+
 
 @contextmanager
 def progress_bar(title: str, quiet: bool = False) -> Iterator[Progress]:
-    """A progress bar on standard error; nothing where `quiet`, not on a terminal, or without rich."""
-    if quiet or not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
+    """A progress bar on standard error; a line now and then where that is no terminal or rich is missing."""
+    if quiet:
         yield lambda done, total, text: None
+        return
+    if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
+        yield _lines(title)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -33,6 +40,18 @@ def progress_bar(title: str, quiet: bool = False) -> Iterator[Progress]:
     ) as bar:
         item = bar.add_task("", title=title, total=None)
         yield lambda done, total, text: bar.update(item, completed=done, total=total, description=text)
+
+
+def _lines(title: str) -> Progress:
+    last = time.monotonic()
+
+    def show(done: int, total: int, text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LINE_EVERY:
+            last = time.monotonic()
+            print(f"{title}: {done} of {total}, {text}", file=sys.stderr, flush=True)
+
+    return show
 
 
 def check_writable(folder: Path) -> None:

@@ -18,6 +18,7 @@ from .._extras import require
 from ..condense import export, report
 from ..tasks import Dataset, Results, load
 from ..tasks.classification import compare, full_data, plain_selections
+from ..tasks.journal import Journal
 from ..tasks.learners import LEARNERS, default_learners
 from ..tasks.results import learner_label
 from ..tasks.training import PROTOCOLS, TrainingProtocol, protocol
@@ -25,7 +26,7 @@ from ._shared import check_writable, progress_bar
 
 __all__ = ["EvaluationSettings", "Snapshot", "add_options", "evaluate_run", "register", "settings_from"]
 
-RESULTS_FILE = "results.json"
+RESULTS_FILE, JOURNAL = "results.json", "trainings.jsonl"
 
 # A digit's mirror image is no digit of its class.
 NOT_MIRRORED = ("digits", "mnist")
@@ -170,14 +171,14 @@ def evaluate_run(
     """Judge every condensed set in `folder`; print the table and the sentence, write results and report.
 
     The folder holds one set (`export.write`) or one a subfolder; their metadata must hold ``method``.
-    Results of an earlier evaluation stay in the table where this one does not repeat them. snapshots: by
-    size of the set what condensation had reached on the way; the first learner's accuracy on them becomes a
-    curve over wall time.
+    Results of an earlier evaluation stay in the table where this one does not repeat them, and trainings that
+    it ended, interrupted or not, are taken from its journal. snapshots: by size of the set what condensation
+    had reached on the way; the first learner's accuracy on them becomes a curve over wall time.
     """
     sets = _read_sets(folder)
     learners = list(settings.learners or default_learners(dataset.kind))
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
-    training = settings.training(dataset)
+    training, journal = settings.training(dataset), Journal(folder / JOURNAL)
     large = len(dataset.train_x) > LARGE
     full_seeds = settings.full_seeds if settings.full_seeds is not None else 1 if large else settings.seeds
 
@@ -194,21 +195,29 @@ def evaluate_run(
                 judged.setdefault(name, []).extend(chosen)
     if full_seeds:
         judged.update(full_data(dataset))
-    with progress_bar("evaluating", quiet) as progress:
-        results = compare(
-            dataset,
-            judged,
-            learners,
-            seeds,
-            progress,
-            protocol=training,
-            full_protocol=replace(settings, protocol="quick").training(dataset)
-            if large and settings.epochs is None
-            else None,
-            full_seeds=range(settings.first_seed, settings.first_seed + full_seeds) if full_seeds else None,
-            cross=settings.cross,
-        )
-    curves = _time_curves(dataset, snapshots or {}, learners[0], settings, training, quiet)
+    try:
+        with progress_bar("evaluating", quiet) as progress:
+            results = compare(
+                dataset,
+                judged,
+                learners,
+                seeds,
+                progress,
+                protocol=training,
+                full_protocol=replace(settings, protocol="quick").training(dataset)
+                if large and settings.epochs is None
+                else None,
+                full_seeds=range(settings.first_seed, settings.first_seed + full_seeds)
+                if full_seeds
+                else None,
+                cross=settings.cross,
+                journal=journal,
+            )
+        curves = _time_curves(dataset, snapshots or {}, learners[0], settings, training, journal, quiet)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"what ended is kept; continue with the same command (condense: --resume --out {folder})"
+        ) from None
 
     earlier, old_curves, evaluations = _read_results(folder)
     if earlier is not None and earlier.dataset == results.dataset:
@@ -311,6 +320,7 @@ def _time_curves(
     learner: str,
     settings: EvaluationSettings,
     training: TrainingProtocol,
+    journal: Journal,
     quiet: bool,
 ) -> list[report.Curve]:
     if not settings.curve_seeds:
@@ -322,11 +332,9 @@ def _time_curves(
             means = []
             for done, (_, x, y) in enumerate(taken):
                 progress(done, len(taken), f"{size} rows")
-                means.append(
-                    compare(dataset, {"on the way": [(x, y)]}, [learner], seeds, protocol=training)
-                    .rows[0]
-                    .mean
-                )
+                on_the_way = {"on the way": [(x, y)]}
+                result = compare(dataset, on_the_way, [learner], seeds, protocol=training, journal=journal)
+                means.append(result.rows[0].mean)
             unit = "images" if dataset.kind == "image" else "rows"
             curves.append(
                 report.Curve(f"condensed, {size} {unit}", size, [entry[0] for entry in taken], means)

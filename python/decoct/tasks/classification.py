@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..objectives import Measure, PublicSource
 from .base import Learner, Model
 from .data import Dataset
+from .journal import Journal, digest
 from .learners import LEARNERS, default_learners, make_learner
 from .parallel import Progress, Run, run_all
 from .results import FULL, Results, Row, learner_label
@@ -91,6 +92,7 @@ def compare(
     full_protocol: TrainingProtocol | None = None,
     full_seeds: Iterable[int] | None = None,
     cross: bool = False,
+    journal: Journal | None = None,
 ) -> Results:
     """Train every learner from scratch on every set; accuracies on the test split, of the last epoch.
 
@@ -98,7 +100,7 @@ def compare(
     seeds: training seeds. Run number j trains selection j (cyclically) with seed j (cyclically), as many
     runs as the longer of the two lists; with `cross` every selection with every seed. A learner without
     chance is fitted once for each selection. full_protocol, full_seeds: for the set named "full data", where
-    they differ.
+    they differ. journal: trainings that it holds are not repeated, new ones are entered.
     """
     task = ClassificationTask(dataset, learners, seeds, protocol)
     whole = task
@@ -120,14 +122,19 @@ def compare(
     plain = protocol.name == PROTOCOLS["quick"].name
     results = Results(dataset.name, "images" if dataset.kind == "image" else "rows")
     entries_of = []
+    data = "" if journal is None else dataset.hashes()
     for judge, name, size, learner, selections, pairs in plan:
         column = learner.name if learner.deterministic or plain else f"{learner.name}, {protocol.name}"
         text = f"{name}, {size} {results.unit}, {learner_label(column)}"
         small = not learner.deterministic and _is_small(judge, size)
-        runs = [Run(judge, learner.name, selections[index], seed, text, small) for index, seed in pairs]
+        runs = []
+        for index, seed in pairs:
+            measure = selections[index]
+            key = "" if journal is None else digest(data, learner, measure, seed)
+            runs.append(Run(judge, learner.name, measure, seed, text, small, key))
         training = "" if learner.deterministic else judge.protocol.name
         entries_of.append((name, size, column, training, [index for index, _ in pairs], runs))
-    outcomes = run_all([run for *_, runs in entries_of for run in runs], progress)
+    outcomes = run_all([run for *_, runs in entries_of for run in runs], progress, journal)
     for name, size, column, training, indices, runs in entries_of:
         mine = [next(outcomes) for _ in runs]
         accuracies = [accuracy for accuracy, _ in mine]

@@ -11,6 +11,7 @@ import torch
 
 from ..objectives import Measure
 from .base import Task
+from .journal import Journal
 
 __all__ = ["Progress", "Run", "run_all"]
 
@@ -23,7 +24,10 @@ MOST_WORKERS = 4
 
 @dataclass(frozen=True)
 class Run:
-    """One fit and its judgement. small: the training is too small to gain from a second thread."""
+    """One fit and its judgement. small: the training is too small to gain from a second thread.
+
+    key: names the run in a journal; empty for none.
+    """
 
     task: Task
     learner: str
@@ -31,6 +35,7 @@ class Run:
     seed: int
     text: str
     small: bool
+    key: str = ""
 
     def __call__(self) -> tuple[float, float]:
         """Accuracy in per cent, and seconds."""
@@ -40,12 +45,25 @@ class Run:
         return accuracy, time.perf_counter() - begin
 
 
-def run_all(runs: Sequence[Run], progress: Progress | None = None) -> Iterator[tuple[float, float]]:
-    """Outcomes of all runs in their order. A run's result does not depend on how many run beside it."""
+def run_all(
+    runs: Sequence[Run], progress: Progress | None = None, journal: Journal | None = None
+) -> Iterator[tuple[float, float]]:
+    """Outcomes of all runs in their order. A run's result does not depend on how many run beside it.
+
+    journal: runs that it knows are not repeated; the others are entered as they end.
+    """
     report = progress or (lambda done, total, text: None)
-    outcomes: list[tuple[float, float] | None] = [None] * len(runs)
-    threads, done = torch.get_num_threads(), 0
-    small = [index for index, run in enumerate(runs) if run.small]
+    outcomes = [journal.get(run.key) if journal else None for run in runs]
+    threads, done = torch.get_num_threads(), sum(outcome is not None for outcome in outcomes)
+
+    def finish(index: int, outcome: tuple[float, float]) -> None:
+        nonlocal done
+        outcomes[index] = outcome
+        done += 1
+        if journal:
+            journal.add(runs[index].key, outcome, runs[index].text)
+
+    small = [index for index, run in enumerate(runs) if run.small and outcomes[index] is None]
     if small:
         # Set before the pool starts: its threads take this number over. The callers' number comes back below.
         torch.set_num_threads(1)
@@ -54,8 +72,7 @@ def run_all(runs: Sequence[Run], progress: Progress | None = None) -> Iterator[t
             places = {pool.submit(runs[index]): index for index in small}
             report(done, len(runs), runs[small[0]].text)
             for future in as_completed(places):
-                outcomes[places[future]] = future.result()
-                done += 1
+                finish(places[future], future.result())
                 report(done, len(runs), runs[places[future]].text)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -63,7 +80,6 @@ def run_all(runs: Sequence[Run], progress: Progress | None = None) -> Iterator[t
     for index, run in enumerate(runs):
         if outcomes[index] is None:
             report(done, len(runs), run.text)
-            outcomes[index] = run()
-            done += 1
+            finish(index, run())
     report(done, len(runs), "")
     return iter([outcome for outcome in outcomes if outcome is not None])
