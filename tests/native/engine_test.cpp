@@ -1,6 +1,7 @@
 // The engine without Python, for the sanitizers: values, gradients and Hessian products against naive double
 // sums, and bitwise the same results with 1, 2 and 3 threads. Scratch and outputs start as NaN and have no
 // spare byte.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -430,7 +431,8 @@ Kernel kernel(Profile profile, std::vector<double> scales = {1}, double paramete
 
 }  // namespace
 
-int main() {
+// engine_test [KERNEL...]: the kernels to test by name, all by default.
+int main(int count, char** names) {
   const Case cases[] = {
       {"gaussian", kernel(Profile::gaussian), {1, -2, 1}},
       {"gaussian, 5 scales", kernel(Profile::gaussian, {0.25, 0.5, 1, 2, 4}), {0, -2, 1}},
@@ -450,6 +452,7 @@ int main() {
   const Shape split{{3, 577}, {9, 290}, 37}, five{{31, 98}, {9, 33}, 5}, seven{{2, 99}, {1, 98}, 7};
   std::printf("instruction set: %s\n", isa_name().c_str());
   for (const Case& test : cases) {
+    if (count > 1 && std::find(names + 1, names + count, test.name) == names + count) continue;
     const bool length = test.kernel.profile != Profile::energy && is_radial(test.kernel.profile);
     for (const Shape* shape : {&ragged, &narrow, &five, &seven, &wide, &split}) {
       const std::string name = test.name + " D=" + std::to_string(shape->dim);

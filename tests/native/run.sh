@@ -3,7 +3,10 @@
 #
 #   tests/native/run.sh [-fsanitize=address,undefined | -fsanitize=thread -DDECOCT_STD_THREADS | ...]
 #
-# Flags are added to those of the compiler. CXX is the compiler (default g++), ISAS the instruction sets to run.
+# Flags are added to those of the compiler. CXX is the compiler (default g++), ISAS the instruction sets to run,
+# KERNELS the kernels to test (default all), RUNNER what runs the program, as in
+#
+#   CXX=aarch64-linux-gnu-g++ RUNNER=qemu-aarch64 ISAS=generic tests/native/run.sh -static -DDECOCT_STD_THREADS
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -48,7 +51,8 @@ has() {
 }
 for isa in ${ISAS:-"${!machine[@]}"}; do
   if has "$isa"; then
-    DECOCT_ISA=$isa "$build/engine_test"
+    # shellcheck disable=SC2086
+    DECOCT_ISA=$isa ${RUNNER:-} "$build/engine_test" ${KERNELS:-}
   else
     echo "instruction set: $isa: not on this processor, left out"
   fi
