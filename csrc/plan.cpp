@@ -180,7 +180,8 @@ SegmentRule segment_rule(const Sizes& s, int64_t c) {
   rule.whole = work <= (1 << 22) || (s.segments >= 8 && work <= (1 << 27)) || usual;
   const bool on_x = s.need & (kNeedX | kNeedA), on_y = s.need & (kNeedY | kNeedB);
   const int64_t larger = std::max(rule.n, rule.m), smaller = std::min(rule.n, rule.m);
-  if (on_x == on_y || (rule.whole && larger >= 2 * smaller))
+  rule.streamed = rule.whole && rule.n >= rule.m && !on_x && !(s.terms & kTermXX);
+  if (rule.streamed || on_x == on_y || (rule.whole && larger >= 2 * smaller))
     rule.rows_are_x = rule.n >= rule.m;  // only the smaller cloud is transposed
   else
     rule.rows_are_x = on_x;  // the differentiated side accumulates in its own rows

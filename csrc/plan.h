@@ -13,6 +13,7 @@ struct SegmentRule {
   int64_t n, m;            // rows of x and y
   bool empty;              // nothing to compute
   bool whole;              // small: one task does all of it
+  bool streamed;           // whole, and x passes through a buffer: it needs no derivative and meets only y
   bool rows_are_x;         // orientation of the cross block
   int splits;              // column splits of the cross block, each with a slab of accumulators
   int x_strips, y_strips;  // slabs that share a differentiated symmetric term; 0: it goes by rounds

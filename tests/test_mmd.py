@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import decoct
+from comparison import compare
 from decoct import reference
 from decoct.kernels import Gaussian, Laplacian, Polynomial
 from decoct.ops import _backend
 from decoct.reference import kernel_matrix
-from samples import KERNELS, rows, weights
+from samples import KERNELS, Op, Sample, rows, weights
 
 EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS)
 CLOSE = {"rtol": 1e-11, "atol": 1e-13}
@@ -320,3 +324,62 @@ def test_backends_can_be_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(decoct.ops.backends, "cpu", Broken())
     with pytest.raises(NotImplementedError):
         decoct.mmd(rows(3, 2), rows(3, 2))
+
+
+def fixed_real_side(mmd: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The op as condensation calls it: y first, x and its weights without a gradient."""
+
+    def call(y: Tensor, x: Tensor, a: Tensor | None = None, **options: Any) -> Tensor:
+        a = a if a is None or y.dtype == torch.float64 else a.float()
+        return mmd(x.to(y.dtype), y, a=a, xx=False, **options)
+
+    return call
+
+
+@EVERY_KERNEL
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_fixed_real_side(kernel: str, dtype: torch.dtype) -> None:
+    """Its rows pass through a buffer: several of them, and segments of all sizes."""
+    op = Op("mmd", fixed_real_side(decoct.mmd), fixed_real_side(reference.mmd), iter, iter)  # type: ignore[arg-type]
+    sizes = {"x_offsets": [0, 500, 500, 501, 531], "y_offsets": [0, 33, 40, 41, 41]}
+    for n, m, d, offsets in ((200, 10, 2100, {}), (193, 2, 300, {}), (49, 49, 7, {}), (531, 41, 5, sizes)):
+        y, b = rows(m, d, seed=1, shift=0.3), weights(m, seed=1)
+        x = rows(n, d) * 0.5
+        length = 2.0 * d**0.5
+        for tensors, options in (
+            ({"y": y}, {"bandwidth": "mean"}),
+            ({"y": y, "b": b}, {"bandwidth": length, "a": weights(n)}),
+        ):
+            sample = Sample(
+                f"{n}x{m}x{d}", tensors, {"x": x, "kernel": KERNELS[kernel], **options, **offsets}
+            )
+            compare(op, sample, dtype)
+
+
+@pytest.mark.parametrize("rule", ["mean", 30.0])
+def test_a_fixed_real_side_of_uneven_rows(rule: str | float) -> None:
+    """Far from the origin; with a row far out that no sample shows; with one that is not finite."""
+    x, y = rows(300, 40, dtype=torch.float32) + 1e4, rows(9, 40, seed=1, dtype=torch.float32) + 1e4
+    exact = reference.mmd(x.double(), y.double(), "gaussian", rule, xx=False)
+    near = [pair.double() - 1e4 for pair in (x, y)]
+    torch.testing.assert_close(exact, reference.mmd(*near, "gaussian", rule, xx=False), rtol=1e-9, atol=0)
+    assert abs(decoct.mmd(x, y, "gaussian", rule, xx=False) - exact) < 1e-6 * abs(exact)
+
+    outlier = x - 1e4
+    outlier[101] = 1e25
+    for one, other in ((outlier, y - 1e4), (outlier.double(), y.double() - 1e4)):
+        ours = decoct.mmd(one, other, "gaussian", rule, xx=False)
+        exact = reference.mmd(one.double(), other.double(), "gaussian", rule, xx=False)
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=0)
+
+    for bad in (math.inf, -math.inf, math.nan):
+        for side, row in ((x, 101), (x, 0), (y, 5)):
+            ends = {"x_offsets": [0, 300, 600], "y_offsets": [0, 9, 18]}
+            both = [torch.cat([x, x]), torch.cat([y, y])]
+            both[0 if side is x else 1][row, 3] = bad
+            leaf = both[1].requires_grad_()
+            values = decoct.mmd(both[0], leaf, "gaussian", rule, xx=False, **ends)
+            (gradient,) = torch.autograd.grad(values.sum(), leaf)
+            assert values.isnan().tolist() == [True, False]
+            assert gradient[:9].isnan().all()
+            assert gradient[9:].isfinite().all()

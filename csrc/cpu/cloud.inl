@@ -44,6 +44,7 @@ struct Cloud {
   int64_t source_stride;
   DType dtype;
   const T* source_weights;
+  T mean_weight;  // of a row where there are no weights
   int64_t rows, dim, stride, panels_dim;
   T *points, *norms, *weights, *panels;
   T* grad;       // (slabs, rows, stride): sum_j W_ij p_j
@@ -53,11 +54,13 @@ struct Cloud {
   bool wants_grad, wants_weight;
 };
 
+// kept: rows that are in memory at a time.
 template <class T>
-static void cloud_layout(Cloud<T>& c, Arena& arena, bool as_columns) {
+static void cloud_layout(Cloud<T>& c, Arena& arena, bool as_columns, int64_t kept) {
   c.stride = padded_stride<T>(c.dim);
-  const int64_t padded = round_up(c.rows, kTileColumns<T>);
-  c.points = arena.take<T>(c.rows * c.stride);
+  c.mean_weight = T(1) / (T)c.rows;
+  const int64_t padded = round_up(kept, kTileColumns<T>);
+  c.points = arena.take<T>(kept * c.stride);
   c.norms = arena.take<T>(padded);
   c.weights = arena.take<T>(padded);
   c.panels = as_columns ? arena.take<T>(round_up(c.rows, panel<T>) * c.dim) : nullptr;
@@ -65,6 +68,10 @@ static void cloud_layout(Cloud<T>& c, Arena& arena, bool as_columns) {
   c.grad = c.wants_grad ? arena.take<T>(slabs * c.rows * c.stride) : nullptr;
   c.wsum = c.wants_grad ? arena.take<double>(slabs * c.rows) : nullptr;
   c.ksum = c.wants_weight ? arena.take<double>(slabs * c.rows) : nullptr;
+}
+
+DECOCT_INLINE int64_t element_bytes(DType dtype) {
+  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
 }
 
 DECOCT_INLINE float half_to_float(uint16_t h) {
@@ -108,6 +115,14 @@ DECOCT_INLINE void for_row(const Cloud<T>& c, int64_t row, Use use) {
   });
 }
 
+// A row to come, into the second-level cache: each is a new page to the processor's own prefetching.
+template <class T>
+DECOCT_INLINE void prefetch_row(const Cloud<T>& c, int64_t row) {
+  const int64_t size = element_bytes(c.dtype);
+  const char* p = c.source + row * c.source_stride * size;
+  for (int64_t k = 0; k < c.dim * size; k += 64) __builtin_prefetch(p + k, 0, 2);
+}
+
 // Rows go four at a time, so that the sums are read and written a quarter as often.
 template <class T>
 static void add_column_sums(const Cloud<T>& c, int64_t begin, int64_t end, double* sums) {
@@ -124,26 +139,44 @@ static void add_column_sums(const Cloud<T>& c, int64_t begin, int64_t end, doubl
   });
 }
 
-// sum_d term(d) in double, in enough parts for vectors.
-template <class Term>
+// sum_d term(d), in enough parts for vectors; each part is a sum of type A.
+template <class A, class Term>
 DECOCT_INLINE double sum_over(int64_t count, Term term) {
-  constexpr int lanes = width<double> * 4;
-  double parts[lanes] = {};
+  constexpr int lanes = width<A> * 4;
+  A parts[lanes] = {};
   int64_t d = 0;
   for (; d + lanes <= count; d += lanes)
     for (int l = 0; l < lanes; ++l) parts[l] += term(d + l);
   for (int l = 0; d < count; ++d, ++l) parts[l] += term(d);
   for (int step = lanes / 2; step > 0; step /= 2)
     for (int l = 0; l < step; ++l) parts[l] += parts[l + step];
-  return parts[0];
+  return (double)parts[0];
+}
+
+// sum_d v(d)^2; in double only where T would overflow.
+template <class T, class Value>
+DECOCT_INLINE double sum_of_squares(int64_t count, Value value) {
+  const double sum = sum_over<T>(count, [=](int64_t d) { return value(d) * value(d); });
+  if (__builtin_expect(sum < __builtin_inf(), 1)) return sum;
+  return sum_over<double>(count, [=](int64_t d) { return (double)value(d) * (double)value(d); });
 }
 
 template <class T>
 static double squared_distance(const T* p, const T* q, int64_t dim) {
-  return sum_over(dim, [=](int64_t d) {
+  return sum_over<double>(dim, [=](int64_t d) {
     const double difference = (double)p[d] - (double)q[d];
     return difference * difference;
   });
+}
+
+// A row that is not finite poisons whatever it meets, whichever of its coordinates that needs.
+template <class T>
+static double poison_row(T* p, int64_t dim, double norm) {
+  bool finite = true;
+  for (int64_t d = 0; d < dim; ++d) finite &= p[d] - p[d] == 0;
+  if (finite) return norm;
+  for (int64_t d = 0; d < dim; ++d) p[d] = (T)__builtin_nan("");
+  return __builtin_nan("");
 }
 
 // (x - centre) / spread for rows [begin, end); returns the sum of their squared norms.
@@ -152,11 +185,13 @@ static double pack_rows(const Cloud<T>& c, int64_t begin, int64_t end, const T* 
   double total = 0;
   for (int64_t i = begin; i < end; ++i) {
     T* p = c.points + i * c.stride;
+    prefetch_row(c, i + 4);
     for_row(c, i, [=](int64_t d, T v) { p[d] = (v - centre[d]) * inverse_spread; });
     for (int64_t d = c.dim; d < c.stride; ++d) p[d] = 0;
-    const double norm = sum_over(c.dim, [=](int64_t d) { return (double)p[d] * (double)p[d]; });
+    double norm = sum_of_squares<T>(c.dim, [=](int64_t d) { return p[d]; });
+    if (__builtin_expect(!(norm < __builtin_inf()), 0)) norm = poison_row(p, c.dim, norm);
     c.norms[i] = (T)norm;
-    c.weights[i] = c.source_weights ? c.source_weights[i] : T(1) / (T)c.rows;
+    c.weights[i] = c.source_weights ? c.source_weights[i] : c.mean_weight;
     total += norm;
   }
   return total;

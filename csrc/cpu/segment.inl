@@ -31,6 +31,15 @@ static Schedule read_schedule(const Execution& e) {
   return s;
 }
 
+// Rows that a stream takes at a time: as many as fit beside a tile into the second-level cache.
+template <class T>
+static int64_t stream_rows(const Cloud<T>& c) {
+  constexpr int64_t unit = kTileHeight / 2, bytes = 384 << 10;
+  const int64_t fit = bytes / (padded_stride<T>(c.dim) * (int64_t)sizeof(T) + 1) / unit * unit;
+  const int64_t rows = fit < unit ? unit : fit < 4 * unit ? fit : 4 * unit;
+  return rows < c.rows ? rows : c.rows;
+}
+
 template <class T>
 static void segment_layout(Segment<T>& s, Arena& arena, const Sizes& sizes, const SegmentRule& rule) {
   s.n = rule.n;
@@ -46,14 +55,13 @@ static void segment_layout(Segment<T>& s, Arena& arena, const Sizes& sizes, cons
   s.x.wants_weight = sums && (sizes.need & kNeedA);
   s.y.wants_weight = sums && (sizes.need & kNeedB);
   s.centre = arena.take<T>(sizes.dim);
-  cloud_layout(s.x, arena, rule.x_is_columns);
-  cloud_layout(s.y, arena, rule.y_is_columns);
+  cloud_layout(s.x, arena, rule.x_is_columns, rule.streamed ? stream_rows(s.x) : rule.n);
+  cloud_layout(s.y, arena, rule.y_is_columns, rule.m);
 }
 
 template <class T>
 static void attach(Cloud<T>& c, const Matrix& points, const Matrix& weights, int64_t first) {
-  const int64_t size = points.dtype == DType::float64 ? 8 : points.dtype == DType::float32 ? 4 : 2;
-  c.source = (const char*)points.data + first * points.stride * size;
+  c.source = (const char*)points.data + first * points.stride * element_bytes(points.dtype);
   c.source_stride = points.stride;
   c.dtype = points.dtype;
   c.source_weights = weights.data ? (const T*)weights.data + first : nullptr;
@@ -73,7 +81,7 @@ static double sampled_square(const Cloud<T>& c, const T* centre) {
   with_rows(c, [&](const auto* rows, auto widen) {
     for (int64_t k = 0; k < samples; ++k) {
       const auto* p = rows + k * c.rows / samples * c.source_stride;
-      total += sum_over(c.dim, [=](int64_t d) {
+      total += sum_over<double>(c.dim, [=](int64_t d) {
         const double difference = (double)widen(p[d]) - (double)centre[d];
         return difference * difference;
       });

@@ -20,9 +20,8 @@ static void segment_sums_task(void* context, int64_t task, int) {
   const auto& run = *(const SegmentSumsRun*)context;
   const int64_t c = task / run.chunks, d0 = task % run.chunks * kColumnChunk;
   const int64_t first = run.offsets[c], rows = run.offsets[c + 1] - first;
-  const int64_t size = run.x->dtype == DType::float64 ? 8 : run.x->dtype == DType::float32 ? 4 : 2;
   Cloud<T> cloud{};
-  cloud.source = (const char*)run.x->data + (first * run.x->stride + d0) * size;
+  cloud.source = (const char*)run.x->data + (first * run.x->stride + d0) * element_bytes(run.x->dtype);
   cloud.source_stride = run.x->stride;
   cloud.dtype = run.x->dtype;
   cloud.dim = run.x->columns - d0 < kColumnChunk ? run.x->columns - d0 : kColumnChunk;
@@ -55,7 +54,6 @@ static double pooled_bandwidth(const Clouds& clouds, int64_t c) {
   attach(parts[1], clouds.y, Matrix{}, clouds.y_offsets[c]);
   parts[0].rows = n;
   parts[1].rows = m;
-  const int64_t size = clouds.x.dtype == DType::float64 ? 8 : clouds.x.dtype == DType::float32 ? 4 : 2;
   double total = 0;
   for (int64_t d0 = 0; d0 < clouds.x.columns; d0 += kColumnChunk) {
     double sums[kColumnChunk] = {}, squares[kColumnChunk] = {};
@@ -68,7 +66,7 @@ static double pooled_bandwidth(const Clouds& clouds, int64_t c) {
       for (int64_t i = 0; i < part.rows; ++i)
         for_row(part, i,
                 [&](int64_t d, T v) { squares[d] += ((double)v - sums[d]) * ((double)v - sums[d]); });
-      part.source += kColumnChunk * size;
+      part.source += kColumnChunk * element_bytes(part.dtype);
     }
     for (double square : squares) total += square;
   }

@@ -3,10 +3,11 @@
 //
 // Operations: 2 D pairs (1 + differentiated sides) and one exp (or root) a pair; a symmetric term does half
 // its pairs. Bytes: the rows three times, O(N + M) scratch; at D >= 16 the products decide, below it the
-// exponentials. Small segments run from start to end in one task with scratch that stays in cache; large ones
-// go through rounds.
+// exponentials. Small segments run from start to end in one task with scratch that stays in cache (stream.inl
+// for those whose x is only compared with y); large ones go through rounds.
 #pragma once
 #include "segment_ops.inl"
+#include "stream.inl"
 
 namespace decoct {
 namespace DECOCT_ISA {
@@ -88,27 +89,30 @@ struct SumsRun {
     segment_layout(s, arena, state.sizes, rule);
     attach(s, *state.clouds, c);
     double* sums = arena.take<double>(state.sizes.dim);
-    std::memset(sums, 0, state.sizes.dim * sizeof(double));
-    add_column_sums(s.x, 0, s.n, sums);
-    add_column_sums(s.y, 0, s.m, sums);
     const Kernel& kernel = state.clouds->kernel;
-    set_anchor(s, kernel, sums);
-    double norms = pack_chunk(s.x, 0, s.n, s.centre, s.spread);
-    norms += pack_chunk(s.y, 0, s.m, s.centre, s.spread);
-    calibrate(s, kernel, state.bandwidth_from_data, norms, state.clouds->bandwidth + c);
+    double* bandwidth = state.clouds->bandwidth + c;
     const bool on_x = arguments->need & (kNeedX | kNeedA), on_y = arguments->need & (kNeedY | kNeedB);
     double total = 0;
+    if (rule.streamed) {
+      prepare_stream(s, kernel, state.bandwidth_from_data, sums, bandwidth);
+      stream(s, [&](Segment<T>& part) {
+        total += run_one(part, c, true, false, false, on_y, 0, part.x.rows, 0, s.m, 0, scratch);
+      });
+    } else {
+      prepare_whole(s, kernel, state.bandwidth_from_data, sums, bandwidth);
+      const bool rows_x = rule.rows_are_x;
+      total += run_one(s, c, rows_x, !rows_x, rows_x ? on_x : on_y, rows_x ? on_y : on_x, 0,
+                       rows_x ? s.n : s.m, 0, rows_x ? s.m : s.n, 0, scratch);
+    }
     for (const bool x : {true, false}) {
+      if (x && rule.streamed) continue;
       const int64_t rows = x ? s.n : s.m;
       // Of few rows the squares on the diagonal would be a large part: lower strips.
       const int64_t height = rows < 4 * kBlockUnit ? kBlockUnit / 2 : kBlockUnit;
       for (int64_t i = 0; i < rows; i += height)
         total += run_strip(s, c, x, x ? on_x : on_y, i, height, 0, scratch);
     }
-    const bool rows_x = rule.rows_are_x;
-    total += run_one(s, c, rows_x, !rows_x, rows_x ? on_x : on_y, rows_x ? on_y : on_x, 0, rows_x ? s.n : s.m,
-                     0, rows_x ? s.m : s.n, 0, scratch);
-    finish(s, c, true, 0, s.n);
+    if (on_x) finish(s, c, true, 0, s.n);
     finish(s, c, false, 0, s.m);
     return total;
   }
