@@ -143,6 +143,11 @@ static void add_column_sums(const Cloud<T>& c, int64_t begin, int64_t end, doubl
 template <class A, class Term>
 DECOCT_INLINE double sum_over(int64_t count, Term term) {
   constexpr int lanes = width<A> * 4;
+  if (count < width<A>) {
+    A sum = 0;
+    for (int64_t d = 0; d < count; ++d) sum += term(d);
+    return (double)sum;
+  }
   A parts[lanes] = {};
   int64_t d = 0;
   for (; d + lanes <= count; d += lanes)
