@@ -130,7 +130,9 @@ def validity(before: dict[int, Any] | None, after: dict[int, Any] | None) -> tup
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="toy sizes: shows that everything runs")
-    parser.add_argument("--rows", metavar="SELECT", help="names or patterns, with commas: '5000x*,100x(256*'")
+    parser.add_argument(
+        "--rows", nargs="+", metavar="NAME", help="names or patterns of rows: '5000x*' '100x(256*'"
+    )
     parser.add_argument("--list", action="store_true", help="print the names of the rows")
     parser.add_argument("--threads", help="numbers of threads, with commas; default: all cores, then 1")
     parser.add_argument("--budget", type=float, help="seconds for each contender of a row (3; quick: 0.2)")
@@ -148,25 +150,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--threads takes positive numbers, got {options.threads!r}")
     options.threads = list(dict.fromkeys(chosen))
     cases = QUICK if options.quick else FULL
-    patterns = _split(options.rows) if options.rows else ["*"]
+    patterns = options.rows or ["*"]
     if options.resume and not (options.json and options.json.is_file()):
         parser.error("--resume takes the file of an earlier run: --json PATH")
     options.cases = [case for case in cases if any(fnmatch.fnmatchcase(case.name, p) for p in patterns)]
     if not options.cases:
-        parser.error(f"--rows {options.rows!r} matches none of: {', '.join(case.name for case in cases)}")
+        names = ", ".join(case.name for case in cases)
+        parser.error(f"--rows {' '.join(patterns)} matches none of: {names}")
     return options
-
-
-def _split(text: str) -> list[str]:
-    """At commas outside parentheses: names of class-wise rows hold commas."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter == "(") - (letter == ")")
-        if letter == "," and depth <= 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part.strip() for part in parts if part.strip()]
 
 
 def _peaks(options: argparse.Namespace) -> tuple[dict[int, Any] | None, str]:
