@@ -52,7 +52,8 @@ class Journal:
 def digest(data: object, learner: Learner, measure: Measure, seed: int) -> str:
     """Names a training by all that its outcome depends on: `data` stands for the test split.
 
-    The learner is known by its repr, which must name its settings.
+    A learner is known by its repr, which must name its settings, and this package by its version: who works
+    on the learners starts a new journal.
     """
     sha = hashlib.sha256(repr((__version__, torch.__version__, data, learner, seed)).encode())
     for tensor in (measure.x, measure.y, measure.mass):
