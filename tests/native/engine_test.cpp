@@ -435,13 +435,13 @@ Kernel kernel(Profile profile, std::vector<double> scales = {1}, double paramete
 int main(int count, char** names) {
   const Case cases[] = {
       {"gaussian", kernel(Profile::gaussian), {1, -2, 1}},
-      {"gaussian, 5 scales", kernel(Profile::gaussian, {0.25, 0.5, 1, 2, 4}), {0, -2, 1}},
+      {"gaussian-5", kernel(Profile::gaussian, {0.25, 0.5, 1, 2, 4}), {0, -2, 1}},
       {"laplacian", kernel(Profile::laplacian), {1, -2, 1}},
-      {"laplacian, 2 scales", kernel(Profile::laplacian, {1, 3}), {0, 1, 0}},
+      {"laplacian-2", kernel(Profile::laplacian, {1, 3}), {0, 1, 0}},
       {"energy", kernel(Profile::energy), {1, -2, 1}},
-      {"inverse multiquadric", kernel(Profile::inverse_multiquadric, {1, 2}), {1, -2, 1}},
-      {"rational quadratic", kernel(Profile::rational_quadratic, {1}, 1), {0, -2, 1}},
-      {"rational quadratic, 0.7", kernel(Profile::rational_quadratic, {1, 2}, 0.7), {1, -2, 1}},
+      {"inverse-multiquadric", kernel(Profile::inverse_multiquadric, {1, 2}), {1, -2, 1}},
+      {"rational-quadratic", kernel(Profile::rational_quadratic, {1}, 1), {0, -2, 1}},
+      {"rational-quadratic-0.7", kernel(Profile::rational_quadratic, {1, 2}, 0.7), {1, -2, 1}},
       {"polynomial", kernel(Profile::polynomial, {1}, 0.2, 1, 3), {1, -2, 1}},
       {"linear", kernel(Profile::linear), {1, -2, 1}},
   };
@@ -450,11 +450,13 @@ int main(int count, char** names) {
   const Shape ragged{{0, 1, 7, 96, 97, 5, 31, 2}, {3, 1, 33, 40, 0, 2, 32, 1}, 17};
   const Shape narrow{{65, 33}, {31, 97}, 3}, wide{{33, 5}, {10, 7}, 293};
   const Shape split{{3, 577}, {9, 290}, 37}, five{{31, 98}, {9, 33}, 5}, seven{{2, 99}, {1, 98}, 7};
+  const Shape streamed{
+      {401, 3, 192}, {10, 2, 1}, 9};  // several buffers full of x, where x may pass through one
   std::printf("instruction set: %s\n", isa_name().c_str());
   for (const Case& test : cases) {
     if (count > 1 && std::find(names + 1, names + count, test.name) == names + count) continue;
     const bool length = test.kernel.profile != Profile::energy && is_radial(test.kernel.profile);
-    for (const Shape* shape : {&ragged, &narrow, &five, &seven, &wide, &split}) {
+    for (const Shape* shape : {&ragged, &narrow, &five, &seven, &wide, &split, &streamed}) {
       const std::string name = test.name + " D=" + std::to_string(shape->dim);
       test_sums<float>(*shape, test, false, length, name + " float");
       if (shape != &wide) test_sums<double>(*shape, test, false, false, name + " double");
