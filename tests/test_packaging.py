@@ -33,6 +33,7 @@ def python(code: str) -> str:
 
 def output(tool: str, *arguments: str | Path) -> str:
     if shutil.which(tool) is None:
+        # A user's machine may lack it; .ci/run stops without it.
         pytest.skip(f"{tool} is not installed")
     return subprocess.run([tool, *map(str, arguments)], capture_output=True, text=True, check=True).stdout
 
@@ -72,6 +73,7 @@ def _distribution() -> metadata.Distribution:
     try:
         found = metadata.distribution("decoct")
     except metadata.PackageNotFoundError:
+        # There is nothing to look at when the tests run on the source tree; .ci/run installs the package.
         pytest.skip("decoct is not installed here, only importable")
     return found
 
@@ -81,6 +83,7 @@ def test_installed_files() -> None:
     found = _distribution()
     names = [str(file) for file in found.files or []]
     if not any(name.startswith("decoct/") for name in names):
+        # Its files are those of the tree; .ci/run installs a copy.
         pytest.skip("an editable install lists no files of the package")
     top = {name.split("/")[0] for name in names if not name.startswith("..")}
     assert top <= {"decoct", f"decoct-{found.version}.dist-info"}
@@ -124,6 +127,7 @@ def test_instruction_sets_share_no_symbol(tmp_path: Path) -> None:
     """A weak symbol in two objects would let the linker keep the one with instructions that are missing."""
     script = ROOT / "tests" / "native" / "symbols.sh"
     if shutil.which("g++") is None or shutil.which("nm") is None:
+        # A wheel's user may lack both; .ci/run stops without them.
         pytest.skip("g++ and nm are needed")
     done = subprocess.run(
         ["bash", str(script), str(tmp_path)], capture_output=True, text=True, timeout=500, check=False

@@ -45,7 +45,7 @@ struct Cloud {
   DType dtype;
   const T* source_weights;
   T mean_weight;  // of a row where there are no weights
-  int64_t rows, dim, stride, panels_dim;
+  int64_t rows, dim, stride;
   T *points, *norms, *weights, *panels;
   T* grad;       // (slabs, rows, stride): sum_j W_ij p_j
   double* wsum;  // (slabs, rows): sum_j W_ij

@@ -181,6 +181,8 @@ def evaluate_run(
     training, journal = settings.training(dataset), Journal(folder / JOURNAL)
     large = len(dataset.train_x) > LARGE
     full_seeds = settings.full_seeds if settings.full_seeds is not None else 1 if large else settings.seeds
+    seeds_of_full = range(settings.first_seed, settings.first_seed + full_seeds)
+    quick = replace(settings, protocol="quick").training(dataset)
 
     judged: dict[str, list[tuple[Tensor, Tensor]]] = {}
     with progress_bar("selecting", quiet) as progress:
@@ -193,7 +195,7 @@ def evaluate_run(
                 dataset, _counts(item.y, dataset), range(settings.selection_seeds)
             ).items():
                 judged.setdefault(name, []).extend(chosen)
-    if full_seeds:
+    if seeds_of_full:
         judged.update(full_data(dataset))
     try:
         with progress_bar("evaluating", quiet) as progress:
@@ -204,12 +206,8 @@ def evaluate_run(
                 seeds,
                 progress,
                 protocol=training,
-                full_protocol=replace(settings, protocol="quick").training(dataset)
-                if large and settings.epochs is None
-                else None,
-                full_seeds=range(settings.first_seed, settings.first_seed + full_seeds)
-                if full_seeds
-                else None,
+                full_protocol=quick if large and settings.epochs is None else None,
+                full_seeds=seeds_of_full or None,
                 cross=settings.cross,
                 journal=journal,
             )
