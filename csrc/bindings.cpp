@@ -1,5 +1,5 @@
 // The only pybind11 file: keyword arguments to plain structs, every size checked again, the GIL released
-// inside.
+// inside. Compiled once for each backend, with -DDECOCT_MODULE=_cpu|_cuda.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -8,7 +8,7 @@
 #include <optional>
 #include <stdexcept>
 
-#include "plan.h"
+#include "interface.h"
 
 namespace py = pybind11;
 using namespace decoct;
@@ -35,7 +35,10 @@ const std::map<std::string, Profile> kProfiles = {{"gaussian", Profile::gaussian
                                                   {"rational_quadratic", Profile::rational_quadratic},
                                                   {"polynomial", Profile::polynomial},
                                                   {"linear", Profile::linear}};
-const std::map<std::string, Op> kOps = {{"sums", Op::sums}, {"hvp", Op::hvp}, {"matvec", Op::matvec}};
+const std::map<std::string, Op> kOps = {
+    {"sums", Op::sums}, {"hvp", Op::hvp}, {"matvec", Op::matvec}, {"rows", Op::rows}};
+const std::map<std::string, Precision> kPrecisions = {
+    {"highest", Precision::highest}, {"high", Precision::high}, {"medium", Precision::medium}};
 
 Matrix make_matrix(uintptr_t pointer, int64_t rows, int64_t columns, int64_t stride,
                    const std::string& dtype) {
@@ -110,49 +113,56 @@ Clouds make_clouds(const Matrix& x, const Matrix& y, const MaybeMatrix& a, const
   return clouds;
 }
 
-// The workspace must be what the plan asked for: the plan is cheap beside the op, so it is made again.
-Execution make_execution(Op op, const Clouds& clouds, int need, int64_t columns, const Matrix& schedule,
-                         const Matrix& workspace, int threads, uintptr_t stream) {
+Execution make_execution(const Matrix& schedule, const Matrix& device_schedule, const Matrix& workspace,
+                         int threads, const std::string& precision, uintptr_t stream) {
   check(schedule.dtype == DType::int32 && schedule.rows >= (int64_t)(sizeof(ScheduleHeader) / 4) &&
-            schedule.data,
+            schedule.data && device_schedule.rows == schedule.rows && device_schedule.data,
         "schedule: expected what plan() returned");
-  const auto* header = (const ScheduleHeader*)schedule.data;
-  check(header->version == kScheduleVersion && header->need == need &&
-            schedule.rows ==
-                (int64_t)(sizeof(ScheduleHeader) + sizeof(Task) * header->tasks) / 4 + header->rounds + 1,
-        "schedule: made for another call");
+  check(threads >= 1, "threads: expected at least 1");
+  check(workspace.dtype == DType::uint8, "workspace: expected bytes");
+  return {(const int32_t*)schedule.data,
+          (const int32_t*)device_schedule.data,
+          workspace.data,
+          workspace.rows,
+          threads,
+          find(kPrecisions, precision, "precision"),
+          (void*)stream};
+}
+
+Sizes sizes_of(Op op, const Matrix& x, const int64_t* x_offsets, const int64_t* y_offsets, int64_t segments,
+               int need, int64_t columns, int threads) {
   Sizes sizes;
   sizes.op = op;
-  sizes.rows = clouds.x.dtype;
-  sizes.segments = clouds.segments;
-  sizes.dim = clouds.x.columns;
+  sizes.rows = x.dtype;
+  sizes.segments = segments;
+  sizes.dim = x.columns;
   sizes.columns = columns;
-  sizes.x_offsets = clouds.x_offsets;
-  sizes.y_offsets = clouds.y_offsets;
+  sizes.x_offsets = x_offsets;
+  sizes.y_offsets = y_offsets;
   sizes.need = need;
-  sizes.terms = header->terms;
   sizes.threads = threads;
-  check(threads >= 1 && workspace.rows >= cpu_workspace_bytes(sizes, header->chunks, header->tasks),
+  return sizes;
+}
+
+// The workspace must be what the plan asked for: its layout is cheap beside the op, so it is made again.
+void check_execution(Sizes sizes, const Execution& e) {
+  const auto* header = (const ScheduleHeader*)e.schedule;
+  sizes.terms = header->terms;
+  check(e.workspace_bytes >= workspace_bytes(sizes, e.schedule, header->words),
         "workspace: smaller than plan() asked for");
-  return {
-      (const int32_t*)schedule.data, schedule.rows, workspace.data, workspace.rows, threads, (void*)stream};
+}
+void check_execution(Op op, const Clouds& c, int need, int64_t columns, const Execution& e) {
+  check_execution(sizes_of(op, c.x, c.x_offsets, c.y_offsets, c.segments, need, columns, e.threads), e);
 }
 
 py::tuple run_plan(const std::string& op, const Matrix& x, const Matrix& y, const Matrix& x_offsets,
                    const Matrix& y_offsets, int need, int terms, int64_t columns, int threads) {
   check_points(x, y);
   check(y_offsets.rows == x_offsets.rows, "y_offsets: expected as many offsets as x_offsets");
-  Sizes sizes;
-  sizes.op = find(kOps, op, "op");
-  sizes.rows = x.dtype;
-  sizes.segments = x_offsets.rows - 1;
-  sizes.dim = x.columns;
-  sizes.columns = columns;
-  sizes.x_offsets = check_offsets(x_offsets, "x_offsets", x.rows);
-  sizes.y_offsets = check_offsets(y_offsets, "y_offsets", y.rows);
-  sizes.need = need;
+  Sizes sizes =
+      sizes_of(find(kOps, op, "op"), x, check_offsets(x_offsets, "x_offsets", x.rows),
+               check_offsets(y_offsets, "y_offsets", y.rows), x_offsets.rows - 1, need, columns, threads);
   sizes.terms = terms;
-  sizes.threads = threads;
   const Plan made = plan(sizes);
   return py::make_tuple(py::array_t<int32_t>((py::ssize_t)made.schedule.size(), made.schedule.data()),
                         made.workspace_bytes);
@@ -162,8 +172,7 @@ void run_kernel_sums(const Matrix& x, const Matrix& y, const MaybeMatrix& a, con
                      const Matrix& x_offsets, const Matrix& y_offsets, const Matrix& coefficients,
                      const Matrix& bandwidth, bool bandwidth_from_data, const Kernel& kernel, int need,
                      const Matrix& value, const MaybeMatrix& grad_x, const MaybeMatrix& grad_y,
-                     const MaybeMatrix& grad_a, const MaybeMatrix& grad_b, const Matrix& schedule,
-                     const Matrix& workspace, int threads, uintptr_t stream) {
+                     const MaybeMatrix& grad_a, const MaybeMatrix& grad_b, const Execution& execution) {
   SumsArguments arguments{};
   arguments.clouds = make_clouds(x, y, a, b, x_offsets, y_offsets, bandwidth, kernel);
   const int64_t segments = arguments.clouds.segments;
@@ -181,8 +190,7 @@ void run_kernel_sums(const Matrix& x, const Matrix& y, const MaybeMatrix& a, con
   check(!(need & kNeedX) == !grad_x && !(need & kNeedY) == !grad_y && !(need & kNeedA) == !grad_a &&
             !(need & kNeedB) == !grad_b,
         "need: expected a gradient matrix for each of its bits, and no other");
-  const Execution execution =
-      make_execution(Op::sums, arguments.clouds, need, 1, schedule, workspace, threads, stream);
+  check_execution(Op::sums, arguments.clouds, need, 1, execution);
   const py::gil_scoped_release release;
   kernel_sums(arguments, execution);
 }
@@ -193,7 +201,7 @@ void run_kernel_sums_hvp(const Matrix& x, const Matrix& y, const MaybeMatrix& a,
                          const MaybeMatrix& tangent_x, const MaybeMatrix& tangent_y,
                          const MaybeMatrix& tangent_a, const MaybeMatrix& tangent_b, const MaybeMatrix& out_x,
                          const MaybeMatrix& out_y, const MaybeMatrix& out_a, const MaybeMatrix& out_b,
-                         const Matrix& schedule, const Matrix& workspace, int threads, uintptr_t stream) {
+                         const Execution& execution) {
   HvpArguments arguments{};
   arguments.clouds = make_clouds(x, y, a, b, x_offsets, y_offsets, bandwidth, kernel);
   check_shape(coefficients, "coefficients", arguments.clouds.segments, 3, DType::float64);
@@ -208,75 +216,70 @@ void run_kernel_sums_hvp(const Matrix& x, const Matrix& y, const MaybeMatrix& a,
   arguments.out_y = given(out_y, "out_y", y.rows, y.columns, type);
   arguments.out_a = given(out_a, "out_a", x.rows, 1, type);
   arguments.out_b = given(out_b, "out_b", y.rows, 1, type);
-  const Execution execution =
-      make_execution(Op::hvp, arguments.clouds, need, 1, schedule, workspace, threads, stream);
+  check_execution(Op::hvp, arguments.clouds, need, 1, execution);
   const py::gil_scoped_release release;
   kernel_sums_hvp(arguments, execution);
 }
 
 void run_kernel_matvec(const Matrix& x, const Matrix& y, const Matrix& v, const Matrix& x_offsets,
                        const Matrix& y_offsets, const Matrix& bandwidth, const Kernel& kernel,
-                       const Matrix& out, const Matrix& schedule, const Matrix& workspace, int threads,
-                       uintptr_t stream) {
+                       const Matrix& out, const Execution& execution) {
   MatvecArguments arguments{};
   arguments.clouds = make_clouds(x, y, {}, {}, x_offsets, y_offsets, bandwidth, kernel);
   check_shape(v, "v", y.rows, v.columns, compute_type(x));
   check_shape(out, "out", x.rows, v.columns, compute_type(x));
   arguments.v = v;
   arguments.out = out;
-  const auto* header = (const ScheduleHeader*)schedule.data;
-  const Execution execution = make_execution(Op::matvec, arguments.clouds, header ? header->need : 0,
-                                             v.columns, schedule, workspace, threads, stream);
+  check_execution(Op::matvec, arguments.clouds, 0, v.columns, execution);
   const py::gil_scoped_release release;
   kernel_matvec(arguments, execution);
 }
 
 void run_segment_sums(const Matrix& x, const MaybeMatrix& a, const Matrix& offsets, const Matrix& out,
-                      int threads, uintptr_t stream) {
+                      const Execution& execution) {
   const int64_t* values = check_offsets(offsets, "offsets", x.rows);
   check_shape(out, "out", offsets.rows - 1, x.columns, compute_type(x));
   const Matrix weights = given(a, "a", x.rows, 1, compute_type(x));
-  Execution execution;
-  execution.threads = threads;
-  execution.stream = (void*)stream;
+  const std::vector<int64_t> none(offsets.rows);  // y: no rows
+  check_execution(sizes_of(Op::rows, x, values, none.data(), offsets.rows - 1, 0, 1, execution.threads),
+                  execution);
   const py::gil_scoped_release release;
   segment_sums(x, weights, values, offsets.rows - 1, out, execution);
 }
 
 void run_mean_bandwidth(const Matrix& x, const Matrix& y, const Matrix& x_offsets, const Matrix& y_offsets,
-                        const Matrix& bandwidth, int threads, uintptr_t stream) {
+                        const Matrix& bandwidth, const Execution& execution) {
   const Clouds clouds = make_clouds(x, y, {}, {}, x_offsets, y_offsets, bandwidth, {});
-  Execution execution;
-  execution.threads = threads;
-  execution.stream = (void*)stream;
+  check_execution(Op::rows, clouds, 0, 1, execution);
   const py::gil_scoped_release release;
   mean_bandwidth(clouds, execution);
 }
 
 }  // namespace
 
-PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
+PYBIND11_MODULE(DECOCT_MODULE, m, py::mod_gil_not_used()) {
   using namespace py::literals;
-  py::class_<Matrix>(m, "Matrix")
+  // module_local: several backends are loaded at a time.
+  py::class_<Matrix>(m, "Matrix", py::module_local())
       .def(py::init(&make_matrix), "pointer"_a, "rows"_a, "columns"_a, "stride"_a, "dtype"_a);
-  py::class_<Kernel>(m, "Kernel")
+  py::class_<Kernel>(m, "Kernel", py::module_local())
       .def(py::init(&make_kernel), "profile"_a, "parameter"_a, "offset"_a, "degree"_a, "scales"_a);
+  py::class_<Execution>(m, "Execution", py::module_local())
+      .def(py::init(&make_execution), py::kw_only(), "schedule"_a, "device_schedule"_a, "workspace"_a,
+           "threads"_a, "precision"_a, "stream"_a);
   m.def("isa", &isa_name);
-  m.def("info", [] { return py::dict("isa"_a = isa_name(), "schedule_version"_a = kScheduleVersion); });
+  m.def("info", [] { return py::dict("isa"_a = isa_name()); });
   m.def("plan", &run_plan, py::kw_only(), "op"_a, "x"_a, "y"_a, "x_offsets"_a, "y_offsets"_a, "need"_a,
         "terms"_a, "columns"_a, "threads"_a);
   m.def("kernel_sums", &run_kernel_sums, py::kw_only(), "x"_a, "y"_a, "a"_a, "b"_a, "x_offsets"_a,
         "y_offsets"_a, "coefficients"_a, "bandwidth"_a, "bandwidth_from_data"_a, "kernel"_a, "need"_a,
-        "value"_a, "grad_x"_a, "grad_y"_a, "grad_a"_a, "grad_b"_a, "schedule"_a, "workspace"_a, "threads"_a,
-        "stream"_a);
+        "value"_a, "grad_x"_a, "grad_y"_a, "grad_a"_a, "grad_b"_a, "execution"_a);
   m.def("kernel_sums_hvp", &run_kernel_sums_hvp, py::kw_only(), "x"_a, "y"_a, "a"_a, "b"_a, "x_offsets"_a,
         "y_offsets"_a, "coefficients"_a, "bandwidth"_a, "kernel"_a, "need"_a, "tangent_x"_a, "tangent_y"_a,
-        "tangent_a"_a, "tangent_b"_a, "out_x"_a, "out_y"_a, "out_a"_a, "out_b"_a, "schedule"_a, "workspace"_a,
-        "threads"_a, "stream"_a);
+        "tangent_a"_a, "tangent_b"_a, "out_x"_a, "out_y"_a, "out_a"_a, "out_b"_a, "execution"_a);
   m.def("kernel_matvec", &run_kernel_matvec, py::kw_only(), "x"_a, "y"_a, "v"_a, "x_offsets"_a, "y_offsets"_a,
-        "bandwidth"_a, "kernel"_a, "out"_a, "schedule"_a, "workspace"_a, "threads"_a, "stream"_a);
-  m.def("segment_sums", &run_segment_sums, py::kw_only(), "x"_a, "a"_a, "offsets"_a, "out"_a, "threads"_a,
-        "stream"_a);
+        "bandwidth"_a, "kernel"_a, "out"_a, "execution"_a);
+  m.def("segment_sums", &run_segment_sums, py::kw_only(), "x"_a, "a"_a, "offsets"_a, "out"_a, "execution"_a);
   m.def("mean_bandwidth", &run_mean_bandwidth, py::kw_only(), "x"_a, "y"_a, "x_offsets"_a, "y_offsets"_a,
-        "bandwidth"_a, "threads"_a, "stream"_a);
+        "bandwidth"_a, "execution"_a);
 }

@@ -45,7 +45,10 @@ struct Kernel {
 enum Need : int { kNeedX = 1, kNeedY = 2, kNeedA = 4, kNeedB = 8 };
 // Which blocks of the pooled kernel matrix have a nonzero coefficient.
 enum Term : int { kTermXX = 1, kTermXY = 2, kTermYY = 4 };
-enum class Op : int32_t { sums, hvp, matvec };
+// rows: what is reduced over the rows of each cloud on its own (segment_sums, mean_bandwidth).
+enum class Op : int32_t { sums, hvp, matvec, rows };
+// Of products on a tensor core: float32, TF32 or bfloat16. The CPU always computes in the rows' precision.
+enum class Precision : int32_t { highest, high, medium };
 
 struct Sizes {
   Op op = Op::sums;
@@ -56,49 +59,24 @@ struct Sizes {
   int need = 0, terms = 0, threads = 1;
 };
 
-// A plan is a list of rounds, each a list of tasks that may run at once: tasks of one round never add into
-// the same memory, and rounds run in order. It depends on shapes only, so results do not depend on the number
-// of threads.
-enum class TaskKind : int32_t {
-  whole,      // a small segment from start to end
-  centre,     // column sums of a chunk of rows
-  anchor,     // the segment's centre from those sums
-  pack,       // centred, widened, transposed copies of a chunk of rows
-  calibrate,  // bandwidth and kernel constants of the segment
-  block,      // rows x columns of the kernel matrix
-  strips,     // a slab's share of a symmetric term: strip_slab() == slot of row_end slabs
-  finish      // derivatives of a chunk of rows to the caller's memory
-};
-
-struct Task {
-  TaskKind kind;
-  int32_t segment, row_begin, row_end, col_begin, col_end;
-  int32_t slot;  // whose partial sums it writes: a chunk's (centre, pack), or the slab of its accumulators
-                 // (block, strips)
-  int32_t flags;
-};
-enum TaskFlag : int32_t {
-  kOnX = 1,        // chunk tasks: rows of x, else of y; block tasks: rows from x, else from y
-  kColumnsX = 2,   // block tasks: columns from x, else from y
-  kRowSide = 4,    // accumulate derivatives of the row cloud
-  kColumnSide = 8  // accumulate derivatives of the column cloud
-};
-
+// How a call is cut up, as int32 words: this header, then what the backend that made it lays out (cpu/plan.h,
+// cuda/schedule.h). It depends on shapes only, so that results do not depend on the number of threads or on
+// the device.
 struct ScheduleHeader {
-  int32_t version, rounds, tasks, chunks, terms, need;
+  int32_t version, words, need, terms, tasks, rounds, chunks, unused;
 };
-constexpr int32_t kScheduleVersion = 1;
 
-// ScheduleHeader, the first task of every round and the number of tasks (rounds + 1), then the tasks, all as
-// int32.
 struct Plan {
   std::vector<int32_t> schedule;
   int64_t workspace_bytes = 0;
 };
 
-// Validates offsets and sizes (std::invalid_argument) and lays out the work. The workspace holds scratch for
-// each thread.
+// Throws std::invalid_argument where sizes or offsets cannot be.
+void check_sizes(const Sizes& sizes);
+// Checks the sizes and lays out the work; the workspace is scratch for the whole call.
 Plan plan(const Sizes& sizes);
+// What plan() asked for with this schedule; std::invalid_argument where it was made for another call.
+int64_t workspace_bytes(const Sizes& sizes, const int32_t* schedule, int64_t words);
 
 struct Clouds {
   Matrix x, y, a, b;  // a.data == nullptr: uniform weights
@@ -109,11 +87,12 @@ struct Clouds {
 };
 
 struct Execution {
-  const int32_t* schedule = nullptr;
-  int64_t schedule_length = 0;
+  const int32_t* schedule = nullptr;         // in host memory
+  const int32_t* device_schedule = nullptr;  // a copy where the kernels run
   void* workspace = nullptr;
   int64_t workspace_bytes = 0;
   int threads = 1;
+  Precision precision = Precision::highest;
   void* stream = nullptr;
 };
 

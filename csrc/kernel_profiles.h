@@ -35,10 +35,9 @@ struct ProfileConstants {
 // What depends on the bandwidth s is folded here, once per segment. `unit` is the square of the factor by
 // which the points were divided.
 template <class T>
-DECOCT_PROFILE ProfileConstants<T> profile_constants(const Kernel& kernel, double bandwidth, double unit,
-                                                     int64_t dim) {
+DECOCT_PROFILE void set_constants(ProfileConstants<T>& c, const Kernel& kernel, double bandwidth, double unit,
+                                  int64_t dim) {
   constexpr double log2_e = 1.4426950408889634074;
-  ProfileConstants<T> c{};
   c.scales = kernel.scales;
   c.degree = kernel.degree;
   c.parameter = (T)kernel.parameter;
@@ -47,6 +46,7 @@ DECOCT_PROFILE ProfileConstants<T> profile_constants(const Kernel& kernel, doubl
   c.turning = pointed && dim == 1 ? T(0) : T(1);
   for (int l = 0; l < kernel.scales; ++l) {
     const double square = kernel.scale[l] * bandwidth * bandwidth / unit;
+    c.rate[l] = c.slope[l] = 0;
     switch (kernel.profile) {
       case Profile::gaussian:
         c.rate[l] = (T)(log2_e / (2 * square));
@@ -67,7 +67,6 @@ DECOCT_PROFILE ProfileConstants<T> profile_constants(const Kernel& kernel, doubl
         break;
     }
   }
-  return c;
 }
 
 template <class V>

@@ -250,7 +250,7 @@ def test_many_alike_segments_need_scratch_for_each_thread_only() -> None:
         sizes = (segments * n, segments * m, width)
         masks = (_backend.Y, _backend.XX | _backend.XY | _backend.YY)
         where = torch.device("cpu")
-        _, size = _backend._plan(engine, "sums", sizes, "float32", tuple(ends), masks, 1, 2, where)
+        *_, size = _backend._plan(engine, "sums", sizes, "float32", tuple(ends), masks, 1, 2, where)
         return size
 
     rows_of_one = 4 * (n + m) * width

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "../plan.h"
+#include "plan.h"
 
 namespace decoct {
 namespace cpu {
@@ -67,8 +67,13 @@ void segment_sums(const Matrix& x, const Matrix& a, const int64_t* offsets, int6
 void mean_bandwidth(const Clouds& clouds, const Execution& e) {
   cpu::engine().mean_bandwidth(clouds, e);
 }
-int64_t cpu_workspace_bytes(const Sizes& sizes, int64_t chunks, int64_t tasks) {
-  return cpu::engine().workspace_bytes(sizes, chunks, tasks);
+int64_t workspace_bytes(const Sizes& sizes, const int32_t* schedule, int64_t words) {
+  const auto& header = *(const ScheduleHeader*)schedule;
+  if (words < (int64_t)sizeof header / 4 || header.version != kScheduleVersion || header.words != words ||
+      header.need != sizes.need || header.terms != sizes.terms)
+    throw std::invalid_argument("schedule: made for another call");
+  if (sizes.op == Op::rows) return 0;
+  return cpu::engine().workspace_bytes(sizes, header.chunks, header.tasks);
 }
 std::string isa_name() {
   return cpu::engine().name;

@@ -1,9 +1,9 @@
 // A segment on its way through the rounds: its two clouds, centre, spread and kernel constants, and the
 // driver that runs a schedule. What the three ops share.
 #pragma once
-#include "../plan.h"
 #include "block.inl"
 #include "parallel.h"
+#include "plan.h"
 
 namespace decoct {
 namespace DECOCT_ISA {
@@ -116,7 +116,7 @@ static double length_of(double mean_square) {
 template <class T>
 static void calibrate(Segment<T>& s, const Kernel& kernel, bool from_data, double norms, double* bandwidth) {
   if (from_data) *bandwidth = length_of(2 * s.spread * s.spread * norms / (double)(s.n + s.m - 1));
-  s.constants = profile_constants<T>(kernel, *bandwidth, s.spread * s.spread, s.x.dim);
+  set_constants(s.constants, kernel, *bandwidth, s.spread * s.spread, s.x.dim);
 }
 
 template <class T>

@@ -9,6 +9,18 @@ class Kernel:
         self, profile: str, parameter: float, offset: float, degree: int, scales: list[float]
     ) -> None: ...
 
+class Execution:
+    def __init__(
+        self,
+        *,
+        schedule: Matrix,
+        device_schedule: Matrix,
+        workspace: Matrix,
+        threads: int,
+        precision: str,
+        stream: int,
+    ) -> None: ...
+
 def isa() -> str: ...
 def info() -> dict[str, object]: ...
 def plan(
@@ -41,10 +53,7 @@ def kernel_sums(
     grad_y: Matrix | None,
     grad_a: Matrix | None,
     grad_b: Matrix | None,
-    schedule: Matrix,
-    workspace: Matrix,
-    threads: int,
-    stream: int,
+    execution: Execution,
 ) -> None: ...
 def kernel_sums_hvp(
     *,
@@ -66,10 +75,7 @@ def kernel_sums_hvp(
     out_y: Matrix | None,
     out_a: Matrix | None,
     out_b: Matrix | None,
-    schedule: Matrix,
-    workspace: Matrix,
-    threads: int,
-    stream: int,
+    execution: Execution,
 ) -> None: ...
 def kernel_matvec(
     *,
@@ -81,10 +87,7 @@ def kernel_matvec(
     bandwidth: Matrix,
     kernel: Kernel,
     out: Matrix,
-    schedule: Matrix,
-    workspace: Matrix,
-    threads: int,
-    stream: int,
+    execution: Execution,
 ) -> None: ...
 def segment_sums(
     *, x: Matrix, a: Matrix | None, offsets: Matrix, out: Matrix, threads: int, stream: int
@@ -96,6 +99,5 @@ def mean_bandwidth(
     x_offsets: Matrix,
     y_offsets: Matrix,
     bandwidth: Matrix,
-    threads: int,
-    stream: int,
+    execution: Execution,
 ) -> None: ...

@@ -160,7 +160,6 @@ void execute(const Sizes& sizes, const Call& call) {
   Workspace workspace(layout.workspace_bytes);
   Execution e;
   e.schedule = layout.schedule.data();
-  e.schedule_length = (int64_t)layout.schedule.size();
   e.workspace = workspace.data;
   e.workspace_bytes = layout.workspace_bytes;
   e.threads = sizes.threads;

@@ -13,6 +13,7 @@ import torch  # before the engine, so that both share torch's OpenMP runtime
 from torch import Tensor
 
 __all__ = [
+    "Execution",
     "as_matrix",
     "backend_for",
     "backends",
@@ -22,8 +23,6 @@ __all__ = [
     "offsets_or_uniform",
     "readable",
     "release_scratch",
-    "schedule",
-    "stream_of",
 ]
 
 X, Y, A, B = 1, 2, 4, 8
@@ -138,7 +137,7 @@ def _plan(
     columns: int,
     threads: int,
     device: torch.device,
-) -> tuple[Tensor, int]:
+) -> tuple[Tensor, Tensor, int]:
     n, m, d = rows
     x_offsets, y_offsets = (torch.frombuffer(bytearray(part), dtype=torch.int64) for part in offsets)
     layout, workspace = engine.plan(
@@ -152,7 +151,8 @@ def _plan(
         columns=columns,
         threads=threads,
     )
-    return torch.from_numpy(layout.reshape(-1)).to(device), int(workspace)
+    host = torch.from_numpy(layout.reshape(-1))
+    return host, host.to(device), int(workspace)
 
 
 KEPT_SCRATCH = 128 << 20
@@ -174,31 +174,50 @@ def release_scratch() -> None:
     _kept.buffer = None
 
 
-def schedule(
-    engine: Any,
-    op: str,
-    x: Tensor,
-    y: Tensor,
-    x_offsets: Tensor,
-    y_offsets: Tensor,
-    *,
-    need: int,
-    terms: int,
-    columns: int = 1,
-) -> tuple[Tensor, Tensor]:
-    """The engine's schedule for these shapes (the latest ones are kept) and scratch memory for one call."""
-    layout, size = _plan(
-        engine,
-        op,
-        (x.shape[0], y.shape[0], x.shape[1]),
-        dtype_name(x.dtype),
-        (x_offsets.numpy().tobytes(), y_offsets.numpy().tobytes()),
-        (need, terms),
-        columns,
-        torch.get_num_threads(),
-        x.device,
-    )
-    return layout, _scratch(size, x.device)
+class Execution:
+    """How the engine is to run one call: the schedule for these shapes (the latest ones are kept), scratch
+    memory, threads, precision and stream. Keeps alive what the engine's form of it points to."""
+
+    def __init__(
+        self,
+        engine: Any,
+        op: str,
+        x: Tensor,
+        y: Tensor,
+        x_offsets: Tensor,
+        y_offsets: Tensor,
+        *,
+        need: int = 0,
+        terms: int = 0,
+        columns: int = 1,
+    ) -> None:
+        threads = torch.get_num_threads()
+        host, layout, size = _plan(
+            engine,
+            op,
+            (x.shape[0], y.shape[0], x.shape[1]),
+            dtype_name(x.dtype),
+            (x_offsets.numpy().tobytes(), y_offsets.numpy().tobytes()),
+            (need, terms),
+            columns,
+            threads,
+            x.device,
+        )
+        scratch = _scratch(size, x.device)
+        self._kept = host, layout, scratch
+        self.handle = engine.Execution(
+            schedule=as_matrix(engine, host),
+            device_schedule=as_matrix(engine, layout),
+            workspace=as_matrix(engine, scratch),
+            threads=threads,
+            precision=precision(),
+            stream=stream_of(x.device),
+        )
+
+
+def precision() -> str:
+    """torch's setting for products of float32 matrices on CUDA: highest, high or medium."""
+    return torch.get_float32_matmul_precision()
 
 
 def stream_of(device: torch.device) -> int:

@@ -16,6 +16,7 @@ from decoct.ops._backend import (
     XY,
     A,
     B,
+    Execution,
     X,
     Y,
     as_matrix,
@@ -24,8 +25,6 @@ from decoct.ops._backend import (
     engine_kernel,
     offsets_or_uniform,
     readable,
-    schedule,
-    stream_of,
 )
 from decoct.ops._registry import KERNEL_SCHEMA, register
 from decoct.ops._sums import hvp, kernel_sums
@@ -52,7 +51,7 @@ def _implementation(
     x, y, v, lengths = readable(x), readable(y), readable(v), bandwidth.contiguous()
     x_ends = offsets_or_uniform(x_offsets, x.shape[0], segments)
     y_ends = offsets_or_uniform(y_offsets, y.shape[0], segments)
-    layout, scratch = schedule(engine, "matvec", x, y, x_ends, y_ends, need=0, terms=XY, columns=v.shape[1])
+    execution = Execution(engine, "matvec", x, y, x_ends, y_ends, terms=XY, columns=v.shape[1])
     engine.kernel_matvec(
         x=as_matrix(engine, x),
         y=as_matrix(engine, y),
@@ -62,10 +61,7 @@ def _implementation(
         bandwidth=as_matrix(engine, lengths),
         kernel=engine_kernel(engine, *kernel),
         out=as_matrix(engine, out),
-        schedule=as_matrix(engine, layout),
-        workspace=as_matrix(engine, scratch),
-        threads=torch.get_num_threads(),
-        stream=stream_of(x.device),
+        execution=execution.handle,
     )
     return out
 

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from decoct.ops import _transforms
-from decoct.ops._backend import as_matrix, backend_for, compute_dtype, offsets_or_uniform, readable, stream_of
+from decoct.ops._backend import (
+    Execution,
+    as_matrix,
+    backend_for,
+    compute_dtype,
+    offsets_or_uniform,
+    readable,
+)
 from decoct.ops._registry import refuse, register
 from decoct.ops._rows import lengths, segment_totals, spread
 
@@ -28,13 +35,13 @@ def _sums(x: Tensor, a: Tensor | None, offsets: Tensor | None, segments: int) ->
     rows, weights = readable(x), None if a is None else readable(a)
     host = offsets_or_uniform(offsets, x.shape[0], segments)
     if segments > 0:
+        execution = Execution(engine, "rows", rows, rows[:0], host, torch.zeros_like(host))
         engine.segment_sums(
             x=as_matrix(engine, rows),
             a=as_matrix(engine, weights),
             offsets=as_matrix(engine, host),
             out=as_matrix(engine, out),
-            threads=torch.get_num_threads(),
-            stream=stream_of(x.device),
+            execution=execution.handle,
         )
     return out
 
@@ -96,14 +103,14 @@ def _mean(x: Tensor, y: Tensor, x_offsets: Tensor | None, y_offsets: Tensor | No
         offsets_or_uniform(y_offsets, y.shape[0], segments),
     )
     if segments > 0:
+        execution = Execution(engine, "rows", *rows, *hosts)
         engine.mean_bandwidth(
             x=as_matrix(engine, rows[0]),
             y=as_matrix(engine, rows[1]),
             x_offsets=as_matrix(engine, hosts[0]),
             y_offsets=as_matrix(engine, hosts[1]),
             bandwidth=as_matrix(engine, out),
-            threads=torch.get_num_threads(),
-            stream=stream_of(x.device),
+            execution=execution.handle,
         )
     return out
 

@@ -19,14 +19,13 @@ from torch import Tensor
 
 from decoct.ops import _transforms
 from decoct.ops._backend import (
+    Execution,
     as_matrix,
     backend_for,
     compute_dtype,
     engine_kernel,
     offsets_or_uniform,
     readable,
-    schedule,
-    stream_of,
 )
 from decoct.ops._registry import KERNEL_SCHEMA, refuse, register
 from decoct.ops._rows import segment_totals, spread
@@ -62,18 +61,14 @@ class _Call:
             if bandwidth is None
             else bandwidth.clone(memory_format=torch.contiguous_format)
         )
-        self.layout, self.scratch = schedule(
-            engine, op, self.x, self.y, *self.offsets, need=need, terms=terms
-        )
+        self.execution = Execution(engine, op, self.x, self.y, *self.offsets, need=need, terms=terms)
         self.keywords = {
             **self.matrices(x=self.x, y=self.y, a=self.a, b=self.b),
             **self.matrices(x_offsets=self.offsets[0], y_offsets=self.offsets[1]),
             **self.matrices(coefficients=self.coefficients, bandwidth=self.bandwidth),
-            **self.matrices(schedule=self.layout, workspace=self.scratch),
             "kernel": engine_kernel(engine, *kernel),
             "need": need,
-            "threads": torch.get_num_threads(),
-            "stream": stream_of(x.device),
+            "execution": self.execution.handle,
         }
 
     def matrices(self, **tensors: Tensor | None) -> dict[str, Any]:

@@ -44,15 +44,6 @@ int strip_slabs(int64_t rows, int64_t slab_bytes) {
   return slabs >= std::min<int64_t>(8, strips / 2) ? (int)slabs : 0;
 }
 
-void check_offsets(const int64_t* offsets, int64_t segments, const char* name) {
-  if (offsets[0] != 0) throw std::invalid_argument(std::string(name) + " must start at 0");
-  for (int64_t c = 0; c < segments; ++c) {
-    if (offsets[c + 1] < offsets[c]) throw std::invalid_argument(std::string(name) + " must not decrease");
-    if (offsets[c + 1] - offsets[c] > INT32_MAX - kChunk)
-      throw std::invalid_argument(std::string(name) + " must give segments of fewer than 2^31 rows");
-  }
-}
-
 struct Builder {
   std::vector<Task> tasks;
   std::vector<int32_t> rounds;  // of each task
@@ -78,10 +69,16 @@ struct Builder {
     std::vector<int32_t> starts;
     for (size_t t = 0; t < order.size(); ++t)
       if (t == 0 || rounds[order[t]] != rounds[order[t - 1]]) starts.push_back((int32_t)t);
-    const ScheduleHeader header{
-        kScheduleVersion, (int32_t)starts.size(), (int32_t)tasks.size(), chunks, sizes.terms, sizes.need};
+    ScheduleHeader header{};
+    header.version = kScheduleVersion;
+    header.need = sizes.need;
+    header.terms = sizes.terms;
+    header.tasks = (int32_t)tasks.size();
+    header.rounds = (int32_t)starts.size();
+    header.chunks = chunks;
     starts.push_back((int32_t)tasks.size());
     std::vector<int32_t> schedule(sizeof header / 4 + starts.size() + tasks.size() * (sizeof(Task) / 4));
+    header.words = (int32_t)schedule.size();
     int32_t* out = schedule.data();
     std::memcpy(out, &header, sizeof header);
     out += sizeof header / 4;
@@ -203,11 +200,9 @@ SegmentRule segment_rule(const Sizes& s, int64_t c) {
 }
 
 Plan plan(const Sizes& s) {
-  if (s.segments < 0 || s.dim < 0 || s.columns < 1 || s.threads < 1)
-    throw std::invalid_argument("plan: sizes must not be negative, columns and threads at least 1");
-  check_offsets(s.x_offsets, s.segments, "x_offsets");
-  check_offsets(s.y_offsets, s.segments, "y_offsets");
+  check_sizes(s);
   Builder builder;
+  if (s.op == Op::rows) return {builder.pack(s), 0};
   std::vector<std::pair<int64_t, int64_t>> whole;
   for (int64_t c = 0; c < s.segments; ++c) {
     const SegmentRule rule = segment_rule(s, c);
@@ -240,7 +235,7 @@ Plan plan(const Sizes& s) {
   if (tasks > INT32_MAX / 8)
     throw std::invalid_argument("plan: too many tasks for one call; split the segments");
   result.schedule = builder.pack(s);
-  result.workspace_bytes = cpu_workspace_bytes(s, builder.chunks, tasks);
+  result.workspace_bytes = workspace_bytes(s, result.schedule.data(), (int64_t)result.schedule.size());
   return result;
 }
 

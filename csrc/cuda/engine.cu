@@ -1,0 +1,268 @@
+// The interface on CUDA: every op is a few launches on the caller's stream. Nothing here allocates, waits or
+// reads device memory, so that a call can be captured into a graph.
+#include <algorithm>
+
+#include "arithmetic.cuh"
+#include "launch.h"
+
+namespace decoct {
+namespace cuda {
+namespace {
+
+int64_t element_bytes(DType type) {
+  return type == DType::float64 ? 8 : type == DType::float32 ? 4 : 2;
+}
+
+Source source_of(const Matrix& m) {
+  const int64_t quad = std::min<int64_t>(4 * element_bytes(m.dtype), 16);
+  const bool aligned = (uintptr_t)m.data % quad == 0 && m.stride % 4 == 0;
+  return {m.data, m.stride, m.dtype, aligned};
+}
+
+// One call: its schedule, its workspace, and the problem as the kernels see it.
+template <class T>
+struct Call {
+  Sizes sizes;
+  ScheduleView host;
+  Problem<T> problem{};
+  const Execution& execution;
+  WorkspaceLayout layout;
+  const Chunk* finish_chunks;
+
+  Call(Op op, const Clouds& clouds, int64_t columns, const Execution& e) : execution(e) {
+    const Header& header = *(const Header*)e.schedule;
+    sizes.op = op;
+    sizes.rows = clouds.x.dtype;
+    sizes.segments = clouds.segments;
+    sizes.dim = clouds.x.columns;
+    sizes.columns = columns;
+    sizes.x_offsets = clouds.x_offsets;
+    sizes.y_offsets = clouds.y_offsets;
+    sizes.need = header.common.need;
+    sizes.terms = header.common.terms;
+    host = view_schedule(e.schedule, header, sizes.segments);
+    layout = workspace_layout(sizes, header);
+    set_schedule(view_schedule(e.device_schedule, header, sizes.segments));
+    set_workspace();
+    problem.x.source = source_of(clouds.x);
+    problem.y.source = source_of(clouds.y);
+    problem.x.source_weights = (const T*)clouds.a.data;
+    problem.y.source_weights = (const T*)clouds.b.data;
+    problem.x.weight_stride = problem.y.weight_stride = 1;
+    problem.bandwidth = clouds.bandwidth;
+    problem.kernel = clouds.kernel;
+    problem.dim = (int32_t)sizes.dim;
+    problem.stride = (int32_t)layout.stride;
+    problem.slab_stride = (int32_t)layout.slab_stride;
+    problem.precision = (int32_t)(sizeof(T) == 8 ? Precision::highest : e.precision);
+  }
+
+  template <class V>
+  V* at(int64_t offset) const {
+    return (V*)((char*)execution.workspace + offset);
+  }
+
+  void set_schedule(const ScheduleView& device) {
+    problem.segments = device.segments;
+    problem.tasks = device.tasks;
+    problem.chunks = device.chunks;
+    finish_chunks = device.chunks + host.header->common.chunks;
+  }
+
+  void set_side(Side<T>& side, int index) const {
+    side.points = at<T>(layout.points[index]);
+    side.norms = at<T>(layout.norms[index]);
+    side.weights = at<T>(layout.weights[index]);
+    if (sizes.op != Op::hvp) return;
+    side.tangents = at<T>(layout.tangents[index]);
+    side.dots = at<T>(layout.dots[index]);
+    side.tangent_weights = at<T>(layout.tangent_weights[index]);
+  }
+
+  void set_workspace() {
+    problem.tickets = at<int32_t>(layout.tickets);
+    problem.states = at<SegmentState<T>>(layout.states);
+    problem.centres = at<T>(layout.centres);
+    problem.chunk_norms = at<double>(layout.chunk_norms);
+    problem.chunk_sums = at<double>(layout.chunk_sums);
+    if (sizes.op == Op::rows) return;
+    problem.slabs = at<T>(layout.slabs);
+    problem.sums = at<double>(layout.sums);
+    problem.partials = at<double>(layout.partials);
+    problem.scratch = at<char>(layout.scratch);
+    problem.scratch_stride = scratch_bytes(sizes, (Shape)host.header->scratch_shape);
+    set_side(problem.x, 0);
+    set_side(problem.y, 1);
+    if (sizes.op == Op::hvp) problem.tangent_centres = at<T>(layout.tangent_centres);
+  }
+
+  void prepare() const {
+    fill_zero(execution.workspace, layout.zeroed, execution.stream);
+    RowKernels<T>::anchor(problem, sizes.segments, execution.stream);
+    RowKernels<T>::pack(problem, host.header->common.chunks, execution.stream);
+  }
+
+  template <class A>
+  void run_rounds_as() const {
+    const int64_t columns = sizes.op == Op::matvec && sizes.columns == 1 ? 0 : layout.slab_stride;
+    for (int32_t r = 0; r < host.header->common.rounds; ++r) {
+      const RoundLaunch<T> launch{problem, host.rounds[r], execution.stream};
+      switch (host.rounds[r].stage) {
+        case Stage::score:
+          // Only rounds that a product follows leave anything in scratch.
+          if (sizes.op == Op::hvp)
+            PairKernels<A>::hvp(launch);
+          else
+            PairKernels<A>::score(
+                launch, r + 1 < host.header->common.rounds && host.rounds[r + 1].stage == Stage::product);
+          break;
+        case Stage::product:
+          PairKernels<A>::product(launch, (int)columns);
+          break;
+        case Stage::fused:
+          PairKernels<A>::fused(launch);
+          break;
+        case Stage::small:
+          SmallKernels<T>::launch(launch);
+          break;
+      }
+    }
+  }
+
+  void run_rounds() const {
+    if constexpr (sizeof(T) == 8) {
+      run_rounds_as<Scalar<double>>();
+    } else {
+      switch (execution.precision) {
+        case Precision::highest:
+          return run_rounds_as<Tf32x3>();
+        case Precision::high:
+          return run_rounds_as<Tf32>();
+        default:
+          return run_rounds_as<Bfloat16>();
+      }
+    }
+  }
+
+  void finish(double* value, const Matrix& x, const Matrix& y, const Matrix& a, const Matrix& b,
+              int64_t columns) const {
+    Results<T> out{};
+    out.value = value;
+    out.x_points = (T*)x.data;
+    out.y_points = (T*)y.data;
+    out.x_stride = x.stride;
+    out.y_stride = y.stride;
+    out.x_weights = (T*)a.data;
+    out.y_weights = (T*)b.data;
+    out.columns = (int32_t)columns;
+    out.chunks = host.header->finish_chunks;
+    Problem<T> end = problem;
+    end.chunks = finish_chunks;
+    RowKernels<T>::finish(end, out, value ? sizes.segments : 0, execution.stream);
+  }
+};
+
+template <class T>
+void run_sums(const SumsArguments& a, const Execution& e) {
+  Call<T> call(Op::sums, a.clouds, 1, e);
+  call.problem.coefficients = a.coefficients;
+  call.problem.from_data = a.bandwidth_from_data;
+  call.prepare();
+  call.run_rounds();
+  call.finish(a.value, a.grad_x, a.grad_y, a.grad_a, a.grad_b, a.clouds.x.columns);
+}
+
+template <class T>
+void run_hvp(const HvpArguments& a, const Execution& e) {
+  Call<T> call(Op::hvp, a.clouds, 1, e);
+  call.problem.coefficients = a.coefficients;
+  call.problem.moving = a.tangent_x.data || a.tangent_y.data;
+  call.problem.x.source_tangents = source_of(a.tangent_x);
+  call.problem.y.source_tangents = source_of(a.tangent_y);
+  call.problem.x.source_tangent_weights = (const T*)a.tangent_a.data;
+  call.problem.y.source_tangent_weights = (const T*)a.tangent_b.data;
+  call.prepare();
+  RowKernels<T>::pack_tangents(call.problem, call.host.header->common.chunks, e.stream);
+  call.run_rounds();
+  call.finish(nullptr, a.out_x, a.out_y, a.out_a, a.out_b, a.clouds.x.columns);
+}
+
+template <class T>
+void run_matvec(const MatvecArguments& a, const Execution& e) {
+  Call<T> call(Op::matvec, a.clouds, a.v.columns, e);
+  const bool single = a.v.columns == 1;
+  if (single) {
+    call.problem.y.source_weights = (const T*)a.v.data;
+    call.problem.y.weight_stride = a.v.stride;
+  } else {
+    call.problem.vectors = call.template at<T>(call.layout.vectors);
+  }
+  call.prepare();
+  if (!single)
+    RowKernels<T>::pack_vectors(call.problem, source_of(a.v), a.v.rows, (int32_t)a.v.columns, e.stream);
+  call.run_rounds();
+  // One vector is the row sum of its weighted columns.
+  const Matrix none{};
+  call.finish(nullptr, single ? none : a.out, none, single ? a.out : none, none, a.v.columns);
+}
+
+bool is_double(const Matrix& rows) {
+  return rows.dtype == DType::float64;
+}
+
+}  // namespace
+}  // namespace cuda
+
+void kernel_sums(const SumsArguments& a, const Execution& e) {
+  cuda::is_double(a.clouds.x) ? cuda::run_sums<double>(a, e) : cuda::run_sums<float>(a, e);
+}
+void kernel_sums_hvp(const HvpArguments& a, const Execution& e) {
+  cuda::is_double(a.clouds.x) ? cuda::run_hvp<double>(a, e) : cuda::run_hvp<float>(a, e);
+}
+void kernel_matvec(const MatvecArguments& a, const Execution& e) {
+  cuda::is_double(a.clouds.x) ? cuda::run_matvec<double>(a, e) : cuda::run_matvec<float>(a, e);
+}
+
+namespace cuda {
+namespace {
+
+template <class T>
+void run_segment_sums(const Clouds& clouds, const Matrix& out, const Execution& e) {
+  const Call<T> call(Op::rows, clouds, 1, e);
+  fill_zero(e.workspace, call.layout.zeroed, e.stream);
+  RowKernels<T>::sums(call.problem, call.host.header->common.chunks, (T*)out.data, out.stride, e.stream);
+}
+
+template <class T>
+void run_mean_bandwidth(const Clouds& clouds, const Execution& e) {
+  Call<T> call(Op::rows, clouds, 1, e);
+  call.problem.from_data = true;
+  call.problem.precision = (int32_t)Precision::highest;
+  call.prepare();
+}
+
+}  // namespace
+}  // namespace cuda
+
+void segment_sums(const Matrix& x, const Matrix& a, const int64_t* offsets, int64_t segments,
+                  const Matrix& out, const Execution& e) {
+  const std::vector<int64_t> none((size_t)segments + 1);
+  Clouds clouds{};
+  clouds.x = clouds.y = x;
+  clouds.a = a;
+  clouds.x_offsets = offsets;
+  clouds.y_offsets = none.data();
+  clouds.segments = segments;
+  cuda::is_double(x) ? cuda::run_segment_sums<double>(clouds, out, e)
+                     : cuda::run_segment_sums<float>(clouds, out, e);
+}
+void mean_bandwidth(const Clouds& clouds, const Execution& e) {
+  cuda::is_double(clouds.x) ? cuda::run_mean_bandwidth<double>(clouds, e)
+                            : cuda::run_mean_bandwidth<float>(clouds, e);
+}
+
+std::string isa_name() {
+  return DECOCT_CUDA_NAME;
+}
+
+}  // namespace decoct

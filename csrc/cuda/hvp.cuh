@@ -1,0 +1,281 @@
+// Weights of Hessian-vector products. With tangents u, v of the points and da, db of the weights,
+//   dr_ij = 2 (x_i - y_j) . (u_i - v_j),   change_ij = dq_ij k' + q_ij k'' dr_ij,   base_ij = q_ij k',   q =
+//   a b
+// (for kernels of z = x . y: dz_ij = u_i . y_j + x_i . v_j). A product kernel then adds up
+// change_ij y_j + base_ij v_j.
+//
+//   operations   6 D multiply-adds here, 4 D in the product, one exponential (or root) a pair
+//   bytes        2 D (1 / 32 + 1 / 64) elements a pair from cache, 16 for two weights out and in
+//   bound        that of the multiplications: at D = 512 in 3xTF32 A100 0.020, H100 0.064 Tpair/s
+//
+// The tile and the loop are those of the score kernel, with four operands a step instead of two, two steps in
+// flight. Tangents of weights alone need the points' product only.
+#pragma once
+#include "score.cuh"
+
+namespace decoct::cuda {
+
+constexpr int kHvpStages = 2;
+
+template <class T, Shape S>
+constexpr int hvp_stage() {
+  return 2 * score_stage<T, S>();
+}
+template <class T, Shape S>
+constexpr int hvp_shared() {
+  return score_shared<T, S>() +
+         (kHvpStages * hvp_stage<T, S>() - kStages * score_stage<T, S>()) * (int)sizeof(T);
+}
+
+// Below kSmallDim: squared distances and half of their change, by differences.
+template <class T, int M, int N>
+DECOCT_DEVICE void take_differences(const Problem<T>& p, const Pairs<T>& q, T (&s)[M][N][4],
+                                    T (&change)[M][N][4], int row, int column) {
+  const int g = lane_index() / 4, t = lane_index() % 4;
+  clear(s);
+  clear(change);
+  for (int d = 0; d < p.dim; ++d)
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int i = q.row_begin + row + m * 16 + e / 2 * 8 + g, j = column + n * 8 + 2 * t + e % 2;
+          if (i >= q.row_end || j >= q.column_end) continue;
+          const int64_t at = (q.first_row + i) * p.stride + d, other = (q.first_column + j) * p.stride + d;
+          const T difference = q.rows->points[at] - q.columns->points[other];
+          s[m][n][e] += difference * difference;
+          change[m][n][e] += difference * (q.rows->tangents[at] - q.columns->tangents[other]);
+        }
+}
+
+// `change` holds x.v + u.y and receives the weights of v; `s` holds x.y and receives those of y. totals.w
+// sums the former's partner, `bases` the latter.
+template <class A, Profile P, int Width, int M, int N>
+DECOCT_DEVICE bool weigh_tangents_as(const Pairs<typename A::T>& q, bool moving, bool differences,
+                                     typename A::T (&s)[M][N][4], typename A::T (&change)[M][N][4], int row,
+                                     int column, int first, RowTotals<M>& totals, RowTotals<M>& bases) {
+  using T = typename A::T;
+  const int g = lane_index() / 4, t = lane_index() % 4;
+  bool any = false;
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int i = q.row_begin + row + m * 16 + h * 8 + g;
+      const bool inside = i < q.row_end;
+      const int64_t at = q.first_row + i;
+      const T norm = inside ? q.rows->norms[at] : T(0), dot = inside ? q.rows->dots[at] : T(0);
+      const T a = inside ? q.rows->weights[at] : T(0), da = inside ? q.rows->tangent_weights[at] : T(0);
+      T first_sum = 0, second_sum = 0, weight_sum = 0;
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int j = first + column + n * 8 + 2 * t + e;
+          const bool there = j < q.column_end;
+          const int64_t other = q.first_column + j;
+          T weight = there ? q.columns->weights[other] : T(0);
+          T dweight = there ? q.columns->tangent_weights[other] : T(0);
+          T argument = s[m][n][2 * h + e], along = change[m][n][2 * h + e];
+          bool self = false;
+          if constexpr (is_radial(P)) {
+            const T both = norm + (there ? q.columns->norms[other] : T(0));
+            if (!differences) {
+              argument = both - 2 * argument;
+              along = dot + (there ? q.columns->dots[other] : T(0)) - along;
+            }
+            along *= 2;
+            self = q.same && i == j;
+            if (self) argument = norm - norm;
+            if (!self && inside && there && argument < kNear<T> * both) {
+              argument = both;
+              weight = dweight = 0;
+              any = true;
+              mark_near(q, row + m * 16 + h * 8 + g, column + n * 8 + 2 * t + e, Width);
+            }
+          }
+          if (!moving || self) along = 0;
+          const Jet<T> jet = profile<P, 2, Math>(*q.constants, argument);
+          const T pair = weight * a;
+          T w = ((weight * da + dweight * a) * jet.k1 + pair * jet.k2 * along) * q.scale;
+          T base = moving ? pair * jet.k1 * (q.scale * q.constants->turning) : T(0);
+          if (self) w = base = 0;
+          w = A::weight(w);
+          base = A::weight(base);
+          first_sum += w;
+          second_sum += base;
+          weight_sum += dweight * jet.k + weight * jet.k1 * along;
+          s[m][n][2 * h + e] = w;
+          change[m][n][2 * h + e] = base;
+        }
+      totals.k[m][h] += (double)weight_sum;
+      totals.w[m][h] += (double)first_sum;
+      bases.w[m][h] += (double)second_sum;
+    }
+  return any;
+}
+
+template <class A, int Width, int M, int N>
+DECOCT_DEVICE bool weigh_tangents(Profile profile, const Pairs<typename A::T>& q, bool moving,
+                                  bool differences, typename A::T (&s)[M][N][4],
+                                  typename A::T (&change)[M][N][4], int row, int column, int first,
+                                  RowTotals<M>& totals, RowTotals<M>& bases) {
+  switch (profile) {
+    case Profile::gaussian:
+      return weigh_tangents_as<A, Profile::gaussian, Width>(q, moving, differences, s, change, row, column,
+                                                            first, totals, bases);
+    case Profile::laplacian:
+      return weigh_tangents_as<A, Profile::laplacian, Width>(q, moving, differences, s, change, row, column,
+                                                             first, totals, bases);
+    case Profile::energy:
+      return weigh_tangents_as<A, Profile::energy, Width>(q, moving, differences, s, change, row, column,
+                                                          first, totals, bases);
+    case Profile::inverse_multiquadric:
+      return weigh_tangents_as<A, Profile::inverse_multiquadric, Width>(q, moving, differences, s, change,
+                                                                        row, column, first, totals, bases);
+    case Profile::rational_quadratic:
+      return weigh_tangents_as<A, Profile::rational_quadratic, Width>(q, moving, differences, s, change, row,
+                                                                      column, first, totals, bases);
+    case Profile::polynomial:
+      return weigh_tangents_as<A, Profile::polynomial, Width>(q, moving, differences, s, change, row, column,
+                                                              first, totals, bases);
+    default:
+      return weigh_tangents_as<A, Profile::linear, Width>(q, moving, differences, s, change, row, column,
+                                                          first, totals, bases);
+  }
+}
+
+template <int Rows, int Width, class T>
+DECOCT_DEVICE void add_near_tangents(const Problem<T>& p, const Pairs<T>& q, int first) {
+  for_near<Rows, Width>(q.near_bits, first, [&](int row, int j) {
+    const int64_t i = q.first_row + q.row_begin + row, column = q.first_column + j;
+    const T *point = q.rows->points + i * p.stride, *other = q.columns->points + column * p.stride;
+    const T *u = q.rows->tangents + i * p.stride, *v = q.columns->tangents + column * p.stride;
+    double along = 0;
+    for (int d = lane_index(); d < p.dim; d += 32)
+      along += ((double)point[d] - (double)other[d]) * ((double)u[d] - (double)v[d]);
+    along = p.moving ? 2 * warp_sum(along) : 0.0;
+    const T r = (T)squared_distance(point, other, p.dim);
+    const Jet<T> jet = profile_of<2>(p.kernel.profile, *q.constants, r);
+    const double a = (double)q.rows->weights[i], da = (double)q.rows->tangent_weights[i];
+    const double b = (double)q.columns->weights[column], db = (double)q.columns->tangent_weights[column];
+    const double change =
+        (double)q.scale * ((da * b + a * db) * (double)jet.k1 + a * b * (double)jet.k2 * along);
+    const double base = (double)q.scale * a * b * (double)jet.k1 * (double)q.constants->turning;
+    if (lane_index() == 0) q.near_sums[row] += db * (double)jet.k + b * (double)jet.k1 * along;
+    T* target = q.slab + row * q.slab_stride;
+    for (int d = lane_index(); d < p.dim; d += 32) {
+      double step = change * ((double)point[d] - (double)other[d]);
+      if (p.moving) step += base * ((double)u[d] - (double)v[d]);
+      target[d] -= (T)step;
+    }
+  });
+}
+
+template <class T, Shape S>
+struct HvpSteps {
+  const Problem<T>& p;
+  const Pairs<T>& q;
+  T* stages;
+  int column_begin, steps;
+
+  DECOCT_DEVICE void load(int at) const {
+    using Tile = ScoreTile<S>;
+    constexpr int pitch = row_pitch<T>(kStep<T>);
+    const int first = column_begin + at / steps * Tile::kColumns, d = at % steps * kStep<T>;
+    T* stage = stages + at % kHvpStages * hvp_stage<T, S>();
+    const int64_t row_at = (q.first_row + q.row_begin) * p.stride;
+    const int64_t column_at = (q.first_column + first) * p.stride;
+    const auto load_both = [&](T* to, const T* row_points, const T* column_points) {
+      load_tile<kStep<T>>(to, pitch, Tile::kRows, row_points + row_at, p.stride, q.row_end - q.row_begin, d,
+                          p.stride);
+      load_tile<kStep<T>>(to + Tile::kRows * pitch, pitch, Tile::kColumns, column_points + column_at,
+                          p.stride, q.column_end - first, d, p.stride);
+    };
+    load_both(stage, q.rows->points, q.columns->points);
+    if (p.moving) load_both(stage + score_stage<T, S>(), q.rows->tangents, q.columns->tangents);
+  }
+};
+
+template <class A, Shape S>
+DECOCT_KERNEL hvp_kernel(Problem<typename A::T> p, int first_task) {
+  using T = typename A::T;
+  using Tile = ScoreTile<S>;
+  Shared shared;
+  T* stages = shared.take<T>(kHvpStages * hvp_stage<T, S>());
+  uint32_t* near_bits = shared.take<uint32_t>(Tile::kRows * Tile::kColumns / 32);
+  double* near_sums = shared.take<double>(Tile::kRows);
+  double* row_sums = shared.take<double>(2 * Tile::kWarpColumns * Tile::kRows);
+  auto* constants = shared.take<ProfileConstants<T>>(1);
+
+  const Task task = p.tasks[first_task + block_index()];
+  const SegmentPlan s = p.segments[task.segment];
+  Pairs<T> q = make_pairs(p, task, s);
+  q.constants = constants;
+  q.near_bits = near_bits;
+  q.near_sums = near_sums;
+  copy_constants(constants, p.states[task.segment].constants);
+  for (int k = thread_index(); k < Tile::kRows * Tile::kColumns / 32; k += kThreads) near_bits[k] = 0;
+  for (int k = thread_index(); k < Tile::kRows; k += kThreads) near_sums[k] = 0;
+
+  char* own = p.scratch + block_index() * p.scratch_stride;
+  T* weights = (T*)own;
+  const int steps = (p.stride + kStep<T> - 1) / kStep<T>;
+  const int total = (task.col_end - task.col_begin + Tile::kColumns - 1) / Tile::kColumns * steps;
+  const HvpSteps<T, S> source{p, q, stages, task.col_begin, steps};
+  RowTotals<Tile::kM> totals{}, bases{};
+  T sums[Tile::kM][Tile::kN][4] = {}, change[Tile::kM][Tile::kN][4] = {};
+  source.load(0);
+  commit_copies();
+  for (int at = 0; at < total; ++at) {
+    wait_copies<0>();
+    sync_block();
+    if (at + 1 < total) source.load(at + 1);
+    commit_copies();
+    constexpr int pitch = row_pitch<T>(kStep<T>);
+    const T* stage = stages + at % kHvpStages * hvp_stage<T, S>();
+    const T *x = stage + Tile::row() * pitch, *y = stage + (Tile::kRows + Tile::column()) * pitch;
+    A::multiply_rows(sums, x, pitch, y, pitch, kStep<T>);
+    if (p.moving) {
+      constexpr int tangents = score_stage<T, S>();
+      A::multiply_rows(change, x, pitch, y + tangents, pitch, kStep<T>);
+      A::multiply_rows(change, x + tangents, pitch, y, pitch, kStep<T>);
+    }
+    if (at % steps != steps - 1) continue;
+
+    const int first = task.col_begin + at / steps * Tile::kColumns;
+    const bool differences = p.dim < kSmallDim && is_radial(p.kernel.profile);
+    if (differences) take_differences(p, q, sums, change, Tile::row(), first + Tile::column());
+    const bool near =
+        weigh_tangents<A, Tile::kColumns>(p.kernel.profile, q, p.moving, differences, sums, change,
+                                          Tile::row(), Tile::column(), first, totals, bases);
+    T* tile_weights = weights + first - task.col_begin;
+    store_weights(tile_weights, Tile::row(), Tile::column(), sums);
+    if (p.moving) store_weights(tile_weights + weight_elements(S), Tile::row(), Tile::column(), change);
+    if (sync_block_any(near)) add_near_tangents<Tile::kRows, Tile::kColumns>(p, q, first);
+    clear(sums);
+    clear(change);
+  }
+  wait_copies<0>();
+  sync_block();
+  double* own_sums = (double*)(own + 2 * weight_elements(S) * (int64_t)sizeof(T));
+  const auto store = [&](int kind_of_k, int kind_of_w) {
+    const int row = thread_index();
+    if (row < q.row_end - q.row_begin) {
+      if (kind_of_k >= 0)
+        own_sums[row * kRowSumKinds + kind_of_k] = (double)q.scale * (row_sums[row] + near_sums[row]);
+      own_sums[row * kRowSumKinds + kind_of_w] = row_sums[Tile::kRows + row];
+    }
+    sync_block();
+  };
+  collect_rows<Tile::kRows, Tile::kWarpColumns>(totals, Tile::row(), warp_index() % Tile::kWarpColumns,
+                                                row_sums);
+  store(0, 1);
+  collect_rows<Tile::kRows, Tile::kWarpColumns>(bases, Tile::row(), warp_index() % Tile::kWarpColumns,
+                                                row_sums);
+  store(-1, 2);
+}
+
+}  // namespace decoct::cuda

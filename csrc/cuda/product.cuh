@@ -1,0 +1,138 @@
+// Weights in scratch times rows: slab_i += sum_j w_ij p_j, for the score tasks of one row tile.
+//
+//   operations   2 multiply-adds a pair and column of the result; nothing else
+//   bytes        a weight is read D / columns-of-a-tile times and a row once for each row tile, from cache
+//   bound        that of the multiplications: at D = 512 in 3xTF32 A100 0.051, H100 0.16 Tpair/s
+//
+// A block owns a row tile and a tile of the result's columns and runs along the tasks that filled the
+// scratch. It alone adds to its part of the slab; launches come one after another: the order of all sums is
+// fixed. The block of the first columns adds the tasks' row sums as well.
+#pragma once
+#include "score.cuh"
+
+namespace decoct::cuda {
+
+template <class T, Shape S>
+constexpr int product_stage() {
+  return ScoreTile<S>::kRows * row_pitch<T>(kStep<T>) + kStep<T> * column_pitch<T>(ScoreTile<S>::kColumns);
+}
+template <class T, Shape S>
+constexpr int product_shared() {
+  return kStages * product_stage<T, S>() * (int)sizeof(T);
+}
+
+// A place in the sequence of all steps: set of weights, score task, columns of it.
+struct ProductCursor {
+  int task, set, column;
+};
+
+template <class T, Shape S>
+struct ProductSteps {
+  const Problem<T>& p;
+  const Task& product;
+  T* stages;
+  int first_score, result_column, sets;  // sets of weights: two for Hessian-vector products
+
+  DECOCT_DEVICE bool inside(const ProductCursor& c) const { return c.task < product.value; }
+  DECOCT_DEVICE void advance(ProductCursor& c) const {
+    const Task& score = p.tasks[c.task];
+    c.column += kStep<T>;
+    if (c.column < score.col_end - score.col_begin) return;
+    c.column = 0;
+    if (++c.set < sets) return;
+    c.set = 0;
+    ++c.task;
+  }
+
+  DECOCT_DEVICE void load(const ProductCursor& c, int at) const {
+    using Tile = ScoreTile<S>;
+    const Task score = p.tasks[c.task];
+    const bool columns_x = score.flags & kColumnsX;
+    const Side<T>& side = side_of(p, columns_x);
+    const int64_t first = first_row(p.segments[score.segment], columns_x) + score.col_begin + c.column;
+    const T* points = p.vectors ? p.vectors : c.set == 0 ? side.points : side.tangents;
+    const T* weights = (const T*)(p.scratch + (c.task - first_score) * p.scratch_stride) +
+                       c.set * weight_elements(S) + c.column;
+    T* stage = stages + at % kStages * product_stage<T, S>();
+    load_tile<kStep<T>>(stage, row_pitch<T>(kStep<T>), Tile::kRows, weights, kWeightColumns, Tile::kRows, 0,
+                        kStep<T>);
+    load_tile<Tile::kColumns>(stage + Tile::kRows * row_pitch<T>(kStep<T>), column_pitch<T>(Tile::kColumns),
+                              kStep<T>, points + first * p.slab_stride, p.slab_stride,
+                              score.col_end - score.col_begin - c.column, result_column, p.slab_stride);
+  }
+};
+
+template <class T, int M, int N>
+DECOCT_DEVICE void add_to_slab(T* slab, int64_t stride, int rows, int columns, int row, int column,
+                               const T (&sums)[M][N][4]) {
+  const int g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        const int i = row + m * 16 + h * 8 + g, d = column + n * 8 + 2 * t;
+        if (i >= rows || d >= columns) continue;
+        Pair<T>* target = (Pair<T>*)(slab + i * stride + d);
+        const Pair<T> old = *target;
+        *target = {old.v[0] + sums[m][n][2 * h], old.v[1] + sums[m][n][2 * h + 1]};
+      }
+}
+
+template <class T, Shape S>
+DECOCT_DEVICE void add_row_sums(const Problem<T>& p, const Task& product, int first_score) {
+  const int rows = product.row_end - product.row_begin;
+  for (int at = thread_index(); at < rows * kRowSumKinds; at += kThreads) {
+    double total = p.sums[(int64_t)product.slab * kRowSumKinds + at];
+    for (int task = product.col_begin; task < product.value; ++task) {
+      const char* own = p.scratch + (task - first_score) * p.scratch_stride;
+      const int sets = p.tangent_centres ? 2 : 1;
+      total += ((const double*)(own + sets * weight_elements(S) * (int64_t)sizeof(T)))[at];
+    }
+    p.sums[(int64_t)product.slab * kRowSumKinds + at] = total;
+  }
+}
+
+template <class A, Shape S>
+DECOCT_KERNEL product_kernel(Problem<typename A::T> p, int first_task, int first_score, int result_tiles) {
+  using T = typename A::T;
+  using Tile = ScoreTile<S>;
+  Shared shared;
+  T* stages = shared.take<T>(kStages * product_stage<T, S>());
+  const Task product = p.tasks[first_task + block_index() / result_tiles];
+  const int result_tile = block_index() % result_tiles;
+  if (result_tile == 0) add_row_sums<T, S>(p, product, first_score);
+  if (!(product.flags & kGradient)) return;
+
+  const ProductSteps<T, S> source{
+      p, product, stages, first_score, result_tile * Tile::kColumns, p.moving ? 2 : 1};
+  ProductCursor next{product.col_begin, 0, 0}, now = next;
+  for (int at = 0; at < kStages - 1; ++at) {
+    if (source.inside(next)) {
+      source.load(next, at);
+      source.advance(next);
+    }
+    commit_copies();
+  }
+  T sums[Tile::kM][Tile::kN][4] = {};
+  for (int at = 0; source.inside(now); ++at, source.advance(now)) {
+    wait_copies<kStages - 2>();
+    sync_block();
+    if (source.inside(next)) {
+      source.load(next, at + kStages - 1);
+      source.advance(next);
+    }
+    commit_copies();
+    const T* stage = stages + at % kStages * product_stage<T, S>();
+    A::multiply_columns(sums, stage + Tile::row() * row_pitch<T>(kStep<T>), row_pitch<T>(kStep<T>),
+                        stage + Tile::kRows * row_pitch<T>(kStep<T>) + Tile::column(),
+                        column_pitch<T>(Tile::kColumns), kStep<T>);
+  }
+  wait_copies<0>();
+  add_to_slab(p.slabs + (int64_t)product.slab * p.slab_stride, p.slab_stride,
+              product.row_end - product.row_begin, p.slab_stride, Tile::row(),
+              source.result_column + Tile::column(), sums);
+}
+
+}  // namespace decoct::cuda

@@ -1,0 +1,148 @@
+// Scores, weights and sums of blocks of pairs, for any D: s_ij = x_i . y_j, w_ij = c a_i b_j k'(d2_ij).
+//
+//   operations   2 D multiply-adds, one exponential (or root) a pair; 3xTF32 takes three products for one
+//   bytes        2 D (1 / columns + 1 / rows) elements a pair between cache and chip; 4 more for a stored
+//   weight bound        with D = 512 in 3xTF32: A100 0.051, H100 0.16 Tpair/s (multiplications); D = 16: the
+//                exponentials, 2.4 and 3.9 Tpair/s
+//
+// A block owns one row tile and runs along its columns. Both operands pass through shared memory in steps of
+// 128 bytes a row, three steps in flight across tile borders, so that the profile of one tile overlaps the
+// loads of the next. 64 x 64: four warps of 32 x 32, each word from shared memory serves 32 multiplications,
+// and 128 threads with some 55 KiB leave room for several blocks a multiprocessor. 16 x 128 for segments of
+// few rows, where a square tile would be mostly padding, and 32 x 64 in float64, of which a lane can keep
+// half as much.
+#pragma once
+#include "pairs.cuh"
+
+namespace decoct::cuda {
+
+template <Shape S>
+struct ScoreTile {
+  static constexpr int kRows = tile_rows(S), kColumns = tile_columns(S);
+  static constexpr int kWarpRows = S == Shape::narrow ? 1 : 2;  // warps along the rows
+  static constexpr int kWarpColumns = kWarps / kWarpRows;
+  static constexpr int kM = kRows / kWarpRows / 16, kN = kColumns / kWarpColumns / 8;
+
+  static DECOCT_DEVICE int row() { return warp_index() / kWarpColumns * kM * 16; }
+  static DECOCT_DEVICE int column() { return warp_index() % kWarpColumns * kN * 8; }
+};
+
+template <class T, Shape S>
+constexpr int score_stage() {
+  return (ScoreTile<S>::kRows + ScoreTile<S>::kColumns) * row_pitch<T>(kStep<T>);
+}
+
+// Shared memory, in the order of the kernel's take() calls.
+template <class T, Shape S>
+constexpr int score_shared() {
+  using Tile = ScoreTile<S>;
+  return kStages * score_stage<T, S>() * (int)sizeof(T) + Tile::kRows * Tile::kColumns / 8 + Tile::kRows * 8 +
+         2 * Tile::kWarpColumns * Tile::kRows * 8 + kWarps * 8 + (int)sizeof(ProfileConstants<T>) + 16 * 6;
+}
+
+// Steps of k of successive column tiles, as one sequence.
+template <class T, Shape S>
+struct ScoreSteps {
+  const Problem<T>& p;
+  const Pairs<T>& q;
+  const T *row_points, *column_points;
+  T* stages;
+  int column_begin, steps;  // steps: of one tile
+
+  DECOCT_DEVICE void load(int at) const {
+    using Tile = ScoreTile<S>;
+    const int first = column_begin + at / steps * Tile::kColumns, d = at % steps * kStep<T>;
+    T* stage = stages + at % kStages * score_stage<T, S>();
+    constexpr int pitch = row_pitch<T>(kStep<T>);
+    load_tile<kStep<T>>(stage, pitch, Tile::kRows, row_points, p.stride, q.row_end - q.row_begin, d,
+                        p.stride);
+    load_tile<kStep<T>>(stage + Tile::kRows * pitch, pitch, Tile::kColumns,
+                        column_points + (int64_t)first * p.stride, p.stride, q.column_end - first, d,
+                        p.stride);
+  }
+};
+
+// Weights of a warp's part of a tile to scratch, two columns at a time.
+template <class T, int M, int N>
+DECOCT_DEVICE void store_weights(T* weights, int row, int column, const T (&s)[M][N][4]) {
+  const int g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        T* to = weights + (row + m * 16 + h * 8 + g) * kWeightColumns + column + n * 8 + 2 * t;
+        *(Pair<T>*)to = {s[m][n][2 * h], s[m][n][2 * h + 1]};
+      }
+}
+
+// `scratch`: whether weights and row sums go there, for a product kernel to use.
+template <class A, Shape S, bool Gaussian>
+DECOCT_KERNEL score_kernel(Problem<typename A::T> p, int first_task, bool scratch) {
+  using T = typename A::T;
+  using Tile = ScoreTile<S>;
+  Shared shared;
+  T* stages = shared.take<T>(kStages * score_stage<T, S>());
+  uint32_t* near_bits = shared.take<uint32_t>(Tile::kRows * Tile::kColumns / 32);
+  double* near_sums = shared.take<double>(Tile::kRows);
+  double* row_sums = shared.take<double>(2 * Tile::kWarpColumns * Tile::kRows);
+  double* partial = shared.take<double>(kWarps);
+  auto* constants = shared.take<ProfileConstants<T>>(1);
+
+  const Task task = p.tasks[first_task + block_index()];
+  const SegmentPlan s = p.segments[task.segment];
+  Pairs<T> q = make_pairs(p, task, s);
+  q.constants = constants;
+  q.near_bits = near_bits;
+  q.near_sums = near_sums;
+  copy_constants(constants, p.states[task.segment].constants);
+  for (int k = thread_index(); k < Tile::kRows * Tile::kColumns / 32; k += kThreads) near_bits[k] = 0;
+  for (int k = thread_index(); k < Tile::kRows; k += kThreads) near_sums[k] = 0;
+
+  char* own = p.scratch + block_index() * p.scratch_stride;
+  T* weights = scratch && q.gradient ? (T*)own : nullptr;
+  const int steps = (p.stride + kStep<T> - 1) / kStep<T>;
+  const int total = (task.col_end - task.col_begin + Tile::kColumns - 1) / Tile::kColumns * steps;
+  const ScoreSteps<T, S> source{p,
+                                q,
+                                q.rows->points + (q.first_row + q.row_begin) * p.stride,
+                                q.columns->points + q.first_column * p.stride,
+                                stages,
+                                task.col_begin,
+                                steps};
+  RowTotals<Tile::kM> totals{};
+  T sums[Tile::kM][Tile::kN][4] = {};
+  for (int at = 0; at < kStages - 1; ++at) {
+    if (at < total) source.load(at);
+    commit_copies();
+  }
+  for (int at = 0; at < total; ++at) {
+    wait_copies<kStages - 2>();
+    sync_block();
+    if (at + kStages - 1 < total) source.load(at + kStages - 1);
+    commit_copies();
+    constexpr int pitch = row_pitch<T>(kStep<T>);
+    const T* stage = stages + at % kStages * score_stage<T, S>();
+    A::multiply_rows(sums, stage + Tile::row() * pitch, pitch, stage + (Tile::kRows + Tile::column()) * pitch,
+                     pitch, kStep<T>);
+    if (at % steps != steps - 1) continue;
+
+    const int first = task.col_begin + at / steps * Tile::kColumns;
+    const bool near = weigh<A, Gaussian, Tile::kColumns>(p.kernel.profile, q, sums, Tile::row(),
+                                                         Tile::column(), first, totals);
+    T* tile_weights = weights ? weights + first - task.col_begin : nullptr;
+    if (tile_weights) store_weights(tile_weights, Tile::row(), Tile::column(), sums);
+    if (sync_block_any(near))
+      add_near_pairs<Tile::kRows, Tile::kColumns>(p, q, first, q.kernel ? tile_weights : nullptr);
+    clear(sums);
+  }
+  wait_copies<0>();
+  sync_block();
+  collect_rows<Tile::kRows, Tile::kWarpColumns>(totals, Tile::row(), warp_index() % Tile::kWarpColumns,
+                                                row_sums);
+  double* own_sums = scratch ? (double*)(own + weight_elements(S) * (int64_t)sizeof(T)) : nullptr;
+  finish_task<Tile::kRows>(p, q, task, row_sums, own_sums, partial);
+}
+
+}  // namespace decoct::cuda

@@ -1,0 +1,160 @@
+// Value and gradient for D < 16: distances by differences, so that no pair is near.
+//
+//   operations   3 D, with the gradient 4 D multiply-adds, and one exponential (or root) a pair
+//   bytes        a column passes through shared memory once for 64 rows: nothing beside the arithmetic
+//   bound        the exponentials: A100 2.4, H100 3.9 Tpair/s in float32; for D = 3 some 14 instructions a
+//   pair
+//                are issued beside each, which takes A100 and H100 to 0.7 of that
+//
+// A lane holds two rows in registers, every column it reads serves both. The columns of a tile are dealt to
+// the four warps, whose sums are added in order at the end.
+#pragma once
+#include "pairs.cuh"
+
+namespace decoct::cuda {
+
+constexpr int kSmallWarpColumns = kSmallColumns / kWarps;
+
+template <class T, int Width>
+constexpr int small_shared() {
+  return (2 * kSmallColumns * (Width + 1) + kSmallRows * Width) * (int)sizeof(T) +
+         2 * kWarps * kSmallRows * 8 + kWarps * 8 + (int)sizeof(ProfileConstants<T>) + 16 * 6;
+}
+
+// What a lane knows of one of its rows.
+template <class T, int Width>
+struct SmallRow {
+  T point[Width], gradient[Width], scale;
+  double k;
+};
+
+template <class T, Profile P, bool One, int Width>
+DECOCT_DEVICE void meet_columns(const Pairs<T>& q, const T* columns, const T* weights,
+                                SmallRow<T, Width> (&rows)[2]) {
+  constexpr int order = P == Profile::gaussian && One ? 0 : 1;
+  T k_sum[2] = {};
+#pragma unroll 2
+  for (int j = 0; j < kSmallWarpColumns; ++j) {
+    T other[Width];
+#pragma unroll
+    for (int d = 0; d < Width; ++d) other[d] = columns[j * Width + d];
+    const T weight = weights[j];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      T argument = 0;
+#pragma unroll
+      for (int d = 0; d < Width; ++d) {
+        const T difference = rows[r].point[d] - other[d];
+        argument += is_radial(P) ? difference * difference : rows[r].point[d] * other[d];
+      }
+      const Jet<T> jet = profile<P, order, Math>(*q.constants, argument);
+      const T k = jet.k * weight;
+      k_sum[r] += k;
+      const T w = (order == 0 ? k * -q.constants->slope[0] : jet.k1 * weight) * rows[r].scale;
+#pragma unroll
+      for (int d = 0; d < Width; ++d)
+        rows[r].gradient[d] += w * (is_radial(P) ? other[d] - rows[r].point[d] : other[d]);
+    }
+  }
+  for (int r = 0; r < 2; ++r) rows[r].k += (double)k_sum[r];
+}
+
+template <class T, bool Gaussian, int Width>
+DECOCT_DEVICE void meet_tile(Profile profile, const Pairs<T>& q, const T* columns, const T* weights,
+                             SmallRow<T, Width> (&rows)[2]) {
+  if constexpr (Gaussian) {
+    if (q.constants->scales == 1) return meet_columns<T, Profile::gaussian, true>(q, columns, weights, rows);
+    return meet_columns<T, Profile::gaussian, false>(q, columns, weights, rows);
+  } else {
+    switch (profile) {
+      case Profile::laplacian:
+        return meet_columns<T, Profile::laplacian, false>(q, columns, weights, rows);
+      case Profile::energy:
+        return meet_columns<T, Profile::energy, false>(q, columns, weights, rows);
+      case Profile::inverse_multiquadric:
+        return meet_columns<T, Profile::inverse_multiquadric, false>(q, columns, weights, rows);
+      case Profile::rational_quadratic:
+        return meet_columns<T, Profile::rational_quadratic, false>(q, columns, weights, rows);
+      case Profile::polynomial:
+        return meet_columns<T, Profile::polynomial, false>(q, columns, weights, rows);
+      default:
+        return meet_columns<T, Profile::linear, false>(q, columns, weights, rows);
+    }
+  }
+}
+
+template <class T, int Width>
+DECOCT_DEVICE void load_small(const Problem<T>& p, const Pairs<T>& q, T* columns, T* weights, int index,
+                              int first) {
+  load_tile<Width>(columns + index % 2 * kSmallColumns * Width, Width, kSmallColumns,
+                   q.columns->points + (q.first_column + first) * p.stride, p.stride, q.column_end - first, 0,
+                   p.stride);
+  commit_copies();
+  const int j = thread_index();
+  if (j < kSmallColumns)
+    weights[index % 2 * kSmallColumns + j] =
+        first + j < q.column_end ? q.columns->weights[q.first_column + first + j] : T(0);
+}
+
+template <class T, bool Gaussian, int Width>
+DECOCT_KERNEL small_kernel(Problem<T> p, int first_task) {
+  Shared shared;
+  T* columns = shared.take<T>(2 * kSmallColumns * Width);
+  T* weights = shared.take<T>(2 * kSmallColumns);
+  T* gradients = shared.take<T>(kSmallRows * Width);
+  double* row_sums = shared.take<double>(2 * kWarps * kSmallRows);
+  double* partial = shared.take<double>(kWarps);
+  auto* constants = shared.take<ProfileConstants<T>>(1);
+
+  const Task task = p.tasks[first_task + block_index()];
+  const SegmentPlan s = p.segments[task.segment];
+  Pairs<T> q = make_pairs(p, task, s);
+  q.constants = constants;
+  copy_constants(constants, p.states[task.segment].constants);
+  SmallRow<T, Width> rows[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int i = q.row_begin + lane_index() + 32 * r;
+    const bool inside = i < q.row_end;
+    rows[r].k = 0;
+    rows[r].scale = inside ? q.rows->weights[q.first_row + i] * q.scale : T(0);
+#pragma unroll
+    for (int d = 0; d < Width; ++d) {
+      rows[r].point[d] = inside ? q.rows->points[(q.first_row + i) * p.stride + d] : T(0);
+      rows[r].gradient[d] = 0;
+    }
+  }
+  load_small<T, Width>(p, q, columns, weights, 0, task.col_begin);
+  for (int first = task.col_begin, index = 0; first < task.col_end; first += kSmallColumns, ++index) {
+    wait_copies<0>();
+    sync_block();
+    if (first + kSmallColumns < task.col_end)
+      load_small<T, Width>(p, q, columns, weights, index + 1, first + kSmallColumns);
+    const int own = index % 2 * kSmallColumns + warp_index() * kSmallWarpColumns;
+    meet_tile<T, Gaussian>(p.kernel.profile, q, columns + own * Width, weights + own, rows);
+  }
+
+  for (int warp = 0; warp < kWarps; ++warp) {
+    if (warp == warp_index())
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int row = lane_index() + 32 * r;
+#pragma unroll
+        for (int d = 0; d < Width; ++d) {
+          T& sum = gradients[row * Width + d];
+          sum = (warp == 0 ? T(0) : sum) + rows[r].gradient[d];
+        }
+        double& k = row_sums[row];
+        k = (warp == 0 ? 0.0 : k) + rows[r].k;
+        row_sums[kSmallRows + row] = 0;  // the differences are in the gradient already
+      }
+    sync_block();
+  }
+  if (q.gradient)
+    for (int at = thread_index(); at < (q.row_end - q.row_begin) * Width; at += kThreads)
+      q.slab[at / Width * q.slab_stride + at % Width] = gradients[at];
+  double* sums = task.flags & (kGradient | kRowSums) ? p.sums + (int64_t)task.slab * kRowSumKinds : nullptr;
+  finish_task<kSmallRows>(p, q, task, row_sums, sums, partial);
+}
+
+}  // namespace decoct::cuda

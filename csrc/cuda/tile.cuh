@@ -1,0 +1,56 @@
+// Tiles on their way from packed rows to shared memory.
+#pragma once
+#include "arithmetic.cuh"
+#include "problem.cuh"
+
+namespace decoct::cuda {
+
+constexpr int kStepBytes = 128;  // of a row, brought in at a time where tiles are cut along k
+constexpr int kStages = 3;       // steps in flight or in use
+
+template <class T>
+constexpr int kStep = kStepBytes / (int)sizeof(T);
+
+// Elements from one row of a tile to the next: the rows that a warp reads together lie in different banks.
+template <class T>
+constexpr int row_pitch(int width) {
+  return width + kTilePadding / (int)sizeof(T);
+}
+// The same for tiles that are read along their columns.
+template <class T>
+constexpr int column_pitch(int width) {
+  return width + 2 * kTilePadding / (int)sizeof(T);
+}
+
+// A tile of `Width` columns from `column` on and `height` rows, of which `rows` exist; the columns beyond
+// `columns` and the other rows are zero. Every row is 16-byte aligned on both sides.
+template <int Width, class T>
+DECOCT_DEVICE void load_tile(T* tile, int pitch, int height, const T* points, int64_t stride, int rows,
+                             int column, int columns) {
+  constexpr int piece = 16 / (int)sizeof(T), pieces = Width / piece;
+  for (int at = thread_index(); at < height * pieces; at += kThreads) {
+    const int row = at / pieces, d = at % pieces * piece;
+    const bool there = row < rows && column + d < columns;
+    const T* from = points + (there ? row * stride + column + d : 0);
+    copy_async(tile + row * pitch + d, from, there ? 16 : 0);
+  }
+}
+
+template <class T, int M, int N>
+DECOCT_DEVICE void clear(T (&sums)[M][N][4]) {
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums[m][n][e] = 0;
+}
+
+template <class T>
+DECOCT_DEVICE void copy_constants(ProfileConstants<T>* shared, const ProfileConstants<T>& constants) {
+  static_assert(sizeof(ProfileConstants<T>) % 4 == 0);
+  for (int w = thread_index(); w < (int)sizeof(ProfileConstants<T>) / 4; w += kThreads)
+    ((uint32_t*)shared)[w] = ((const uint32_t*)&constants)[w];
+}
+
+}  // namespace decoct::cuda

@@ -1,0 +1,28 @@
+// What every backend's plan() checks first.
+#include <climits>
+#include <stdexcept>
+
+#include "interface.h"
+
+namespace decoct {
+namespace {
+
+void check_offsets(const int64_t* offsets, int64_t segments, const char* name) {
+  if (offsets[0] != 0) throw std::invalid_argument(std::string(name) + " must start at 0");
+  for (int64_t c = 0; c < segments; ++c) {
+    if (offsets[c + 1] < offsets[c]) throw std::invalid_argument(std::string(name) + " must not decrease");
+    if (offsets[c + 1] - offsets[c] > INT32_MAX - 4096)
+      throw std::invalid_argument(std::string(name) + " must give segments of fewer than 2^31 rows");
+  }
+}
+
+}  // namespace
+
+void check_sizes(const Sizes& s) {
+  if (s.segments < 0 || s.dim < 0 || s.columns < 1 || s.threads < 1)
+    throw std::invalid_argument("plan: sizes must not be negative, columns and threads at least 1");
+  check_offsets(s.x_offsets, s.segments, "x_offsets");
+  check_offsets(s.y_offsets, s.segments, "y_offsets");
+}
+
+}  // namespace decoct
