@@ -2,10 +2,13 @@
 // the CPU vectors, CUDA and its emulation share. V is a vector or a scalar, T its scalar type, M supplies
 // exp2, sqrt and power.
 //
-//   gaussian              exp(-r / (2 s^2))                  inverse_multiquadric  (1 + r / s^2)^(-1/2)
-//   laplacian             exp(-sqrt(r) / s)                  rational_quadratic    (1 + r / (2 alpha
-//   s^2))^(-alpha) energy                -sqrt(r)                           polynomial            (gamma z +
-//   coef0)^degree linear                z
+//   gaussian              exp(-r / (2 s^2))
+//   laplacian             exp(-sqrt(r) / s)
+//   energy                -sqrt(r)
+//   inverse_multiquadric  (1 + r / s^2)^(-1/2)
+//   rational_quadratic    (1 + r / (2 alpha s^2))^(-alpha)
+//   polynomial            (gamma z + coef0)^degree
+//   linear                z
 //
 // Several scales c_l: the sum over s^2 -> c_l s^2. At r = 0 laplacian and energy give k' = k'' = 0: the pair
 // has no direction, and the subgradient 0 is the choice under which duplicates stay where they are.

@@ -1,4 +1,5 @@
-"""Shared settings: repeatable property tests, and torch's thread count and flags restored after each test."""
+"""Shared settings: repeatable property tests, the backends that are tested, and torch's thread count and
+flags restored after each test."""
 
 import sys
 from collections.abc import Iterator
@@ -6,6 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+import decoct
+import samples
+from cuda_on_cpu import build
 
 settings.register_profile(
     "repeatable",
@@ -15,6 +20,35 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")
+
+BACKENDS = ("cpu", "cuda_on_cpu", "cuda")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        action="append",
+        choices=BACKENDS,
+        help="where ops are tested: cpu and cuda_on_cpu (CUDA kernels executed on the CPU) unless given",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("backend") or ["cpu", "cuda_on_cpu"]
+        metafunc.parametrize("backend", chosen, indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test on each chosen backend. Where CUDA is executed on the CPU, it takes the place of `cpu`."""
+    if request.param == "cuda_on_cpu":
+        monkeypatch.setitem(decoct.ops.backends, "cpu", build.load())
+    if request.param == "cuda":
+        if "cuda" not in decoct.ops.backends or not torch.cuda.is_available():
+            pytest.fail("--backend cuda: no CUDA device, or a build without CUDA kernels")
+        monkeypatch.setattr(samples, "DEVICE", "cuda")
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)

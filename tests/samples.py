@@ -38,7 +38,8 @@ KERNELS: dict[str, Kernel] = {
 }
 RADIAL = [name for name, kernel in KERNELS.items() if kernel.translation_invariant]
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-DEVICES = [name for name in decoct.ops.backends if name == "cpu" or torch.cuda.is_available()]
+DEVICE = "cpu"
+"""Where ops of the table run; inputs and results are on the CPU all the same."""
 
 
 def rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64, shift: float = 0.0) -> Tensor:
@@ -76,10 +77,23 @@ class Op:
     """A row of the table."""
 
     name: str
-    function: Callable[..., Tensor]
+    public: Callable[..., Tensor]
     reference: Callable[..., Tensor]
     samples: Callable[[], Iterator[Sample]]
     errors: Callable[[], Iterator[tuple[type[Exception], str, dict[str, Any]]]]
+
+    @property
+    def function(self) -> Callable[..., Tensor]:
+        """The public function, on DEVICE."""
+        return self.public if DEVICE == "cpu" else self._on_device
+
+    def _on_device(self, *positional: Any, **named: Any) -> Tensor:
+        def move(value: Any) -> Any:
+            here = isinstance(value, Tensor) and value.device.type == "cpu" and value.dtype != torch.int64
+            return value.to(DEVICE) if here else value
+
+        result = self.public(*map(move, positional), **{k: move(v) for k, v in named.items()})
+        return result.to("cpu")
 
     def sample(self, name: str) -> Sample:
         return next(sample for sample in self.samples() if sample.name == name)

@@ -12,6 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from comparison import assert_as_good_as_torch, compare, evaluate
 from samples import CASES, DTYPES, KERNELS, OPS, RADIAL, Op, Sample, rows, weights
 
+pytestmark = pytest.mark.usefixtures("backend")
 EVERY_CASE = pytest.mark.parametrize(("op", "sample"), CASES)
 EVERY_OP = pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
 EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS)

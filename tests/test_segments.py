@@ -7,6 +7,7 @@ import torch
 
 import decoct
 from decoct import Segments
+from decoct.ops import _rows
 from samples import rows
 
 
@@ -70,3 +71,10 @@ def test_refusals(offsets: object, error: type[Exception], message: str) -> None
 def test_long_bad_offsets_are_shown_in_part() -> None:
     with pytest.raises(ValueError, match=r"got \[0, 1, 2, 3, 4, 5, 6, 7, '\.\.\.'\]"):
         Segments([*range(20), 3])
+
+
+def test_counts_on_a_device_are_copied_once() -> None:
+    """A copy from the host would end the capture of a CUDA graph. `meta` stands for a device here."""
+    offsets, device = torch.tensor([0, 3, 7]), torch.device("meta")
+    assert _rows._counts(offsets, device) is _rows._counts(offsets.clone(), device)
+    assert _rows._counts(offsets, torch.device("cpu")).tolist() == [3, 4]

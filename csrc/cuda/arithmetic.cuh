@@ -8,7 +8,7 @@
 // and multiply_weights, where A comes from sums of an earlier product: weight columns 2t and 2t + 1 are taken
 // as k = t and t + 4, so that a lane already holds what it must supply.
 //
-// 3xTF32: v = big + small, both TF32; big big + big small + small big leaves about 2^-22 of a product. Tensor
+// 3xTF32: v = big + small; big big + big small + small big leaves about 2^-22 of a product. Tensor
 // cores cut sums off instead of rounding them, which adds up over a long sum: 3xTF32 sums are made in parts
 // of at most 32 columns and added by ordinary additions. TF32 operands are rounded when rows are packed, so
 // that no conversion is left in the loop (weights excepted).
@@ -21,9 +21,12 @@ namespace decoct::cuda {
 // a warp reads at a time lie in different banks.
 constexpr int kTilePadding = 16;
 
+// The rest of a rounded number has twelve bits and a sign: of its eleven that a tensor core reads at most the
+// last is lost, a unit in the last place of `value`. Integer rounding takes half of the instructions of a
+// conversion; a NaN that it overflows comes back as the rest.
 DECOCT_DEVICE void split_tf32(float value, uint32_t& big, uint32_t& small) {
-  big = to_tf32(value);
-  small = to_tf32(value - as_float(big));
+  big = (as_bits(value) + 0x1000u) & ~0x1fffu;
+  small = as_bits(value - as_float(big));
 }
 
 // A (16 M rows) by k8 steps from a row-major tile: four words a lane and m.

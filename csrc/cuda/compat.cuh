@@ -194,9 +194,12 @@ void launch(void (*kernel)(Parameters...), const Launch& l, const Arguments&... 
     check(cudaFuncSetAttribute((const void*)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                l.shared_bytes),
           "cudaFuncSetAttribute");
-  kernel<<<(unsigned)l.blocks, (unsigned)l.threads, (size_t)l.shared_bytes, (cudaStream_t)l.stream> > >(
-      arguments...);
-  check(cudaGetLastError(), "a kernel launch");
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3((unsigned)l.blocks);
+  config.blockDim = dim3((unsigned)l.threads);
+  config.dynamicSmemBytes = (size_t)l.shared_bytes;
+  config.stream = (cudaStream_t)l.stream;
+  check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), "a kernel launch");
 }
 
 inline void fill_zero(void* memory, int64_t bytes, void* stream) {

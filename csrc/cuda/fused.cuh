@@ -37,9 +37,9 @@ template <int Width>
 DECOCT_DEVICE void load_columns(const Problem<float>& p, const Pairs<float>& q, float* tiles, int index,
                                 int first) {
   using Tile = FusedTile<Width>;
-  load_tile<Width>(tiles + index % 2 * Tile::kColumns * Tile::kPitch, Tile::kPitch, Tile::kColumns,
-                   q.columns->points + (q.first_column + first) * p.stride, p.stride, q.column_end - first, 0,
-                   p.stride);
+  load_tile<Width, Tile::kColumns>(tiles + index % 2 * Tile::kColumns * Tile::kPitch, Tile::kPitch,
+                                   q.columns->points + (q.first_column + first) * p.stride, p.stride,
+                                   q.column_end - first, 0, p.stride);
 }
 
 // Every warp's gradient sums to the slab. `shared` has room for the rows; `row` and `part` say which are the
@@ -94,8 +94,8 @@ DECOCT_KERNEL fused_kernel(Problem<float> p, int first_task) {
   for (int k = thread_index(); k < Tile::kRows * Tile::kColumns / 32; k += kThreads) near_bits[k] = 0;
   for (int k = thread_index(); k < Tile::kRows; k += kThreads) near_sums[k] = 0;
 
-  load_tile<Width>(rows, Tile::kPitch, Tile::kRows, q.rows->points + (q.first_row + q.row_begin) * p.stride,
-                   p.stride, q.row_end - q.row_begin, 0, p.stride);
+  load_tile<Width, Tile::kRows>(rows, Tile::kPitch, q.rows->points + (q.first_row + q.row_begin) * p.stride,
+                                p.stride, q.row_end - q.row_begin, 0, p.stride);
   load_columns<Width>(p, q, tiles, 0, task.col_begin);
   commit_copies();
   const int depth = p.stride < Width ? p.stride : Width;

@@ -50,101 +50,103 @@ DECOCT_DEVICE void take_differences(const Problem<T>& p, const Pairs<T>& q, T (&
         }
 }
 
-// `change` holds x.v + u.y and receives the weights of v; `s` holds x.y and receives those of y. totals.w
-// sums the former's partner, `bases` the latter.
+// What a pair needs of each of its points; zeros past the last one.
+template <class T>
+struct TangentPoint {
+  T norm, dot, weight, change;  // change: the tangent of the weight
+};
+template <class T>
+DECOCT_DEVICE TangentPoint<T> load_point(const Side<T>& side, int64_t at, bool inside) {
+  if (!inside) return {};
+  return {side.norms[at], side.dots[at], side.weights[at], side.tangent_weights[at]};
+}
+
+// Sums over the columns of a row: of both weights, and of the derivative by the row's weight.
+template <class T>
+struct TangentSums {
+  T change, base, weight;
+};
+
+// `argument` is d2 (or x.y), `along` its change. `change` and `base` receive the weights of y and of v.
+template <class A, Profile P, class T>
+DECOCT_DEVICE void weigh_tangent(const Pairs<T>& q, const TangentPoint<T>& x, const TangentPoint<T>& y,
+                                 bool self, T argument, T along, T& change, T& base, TangentSums<T>& sums) {
+  const Jet<T> jet = profile<P, 2, Math>(*q.constants, argument);
+  const T pair = y.weight * x.weight;
+  T w = ((y.weight * x.change + y.change * x.weight) * jet.k1 + pair * jet.k2 * along) * q.scale;
+  T w_base = pair * jet.k1 * (q.scale * q.constants->turning);
+  if (self) w = w_base = 0;
+  change = A::weight(w);
+  base = A::weight(w_base);
+  sums.change += change;
+  sums.base += base;
+  sums.weight += y.change * jet.k + y.weight * jet.k1 * along;
+}
+
+// `change` holds x.v + u.y and receives the weights of v; `s` holds x.y and receives those of y. With
+// `differences` they hold d2 and half of its change. totals.w sums the former, `bases` the latter.
 template <class A, Profile P, int Width, int M, int N>
-DECOCT_DEVICE bool weigh_tangents_as(const Pairs<typename A::T>& q, bool moving, bool differences,
-                                     typename A::T (&s)[M][N][4], typename A::T (&change)[M][N][4], int row,
-                                     int column, int first, RowTotals<M>& totals, RowTotals<M>& bases) {
+DECOCT_DEVICE bool weigh_tangents(const Pairs<typename A::T>& q, bool moving, bool differences,
+                                  typename A::T (&s)[M][N][4], typename A::T (&change)[M][N][4], int row,
+                                  int column, int first, RowTotals<M>& totals, RowTotals<M>& bases) {
   using T = typename A::T;
   const int g = lane_index() / 4, t = lane_index() % 4;
   bool any = false;
+  TangentPoint<T> points[M][2];
+  TangentSums<T> sums[M][2] = {};
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int i = q.row_begin + row + m * 16 + h * 8 + g;
-      const bool inside = i < q.row_end;
-      const int64_t at = q.first_row + i;
-      const T norm = inside ? q.rows->norms[at] : T(0), dot = inside ? q.rows->dots[at] : T(0);
-      const T a = inside ? q.rows->weights[at] : T(0), da = inside ? q.rows->tangent_weights[at] : T(0);
-      T first_sum = 0, second_sum = 0, weight_sum = 0;
+      points[m][h] = load_point(*q.rows, q.first_row + i, i < q.row_end);
+    }
 #pragma unroll
-      for (int n = 0; n < N; ++n)
+  for (int n = 0; n < N; ++n)
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int j = first + column + n * 8 + 2 * t + e;
-          const bool there = j < q.column_end;
-          const int64_t other = q.first_column + j;
-          T weight = there ? q.columns->weights[other] : T(0);
-          T dweight = there ? q.columns->tangent_weights[other] : T(0);
+    for (int e = 0; e < 2; ++e) {
+      const int j = first + column + n * 8 + 2 * t + e;
+      const bool there = j < q.column_end;
+      const TangentPoint<T> other = load_point(*q.columns, q.first_column + j, there);
+#pragma unroll
+      for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int i = q.row_begin + row + m * 16 + h * 8 + g;
+          const TangentPoint<T>& point = points[m][h];
+          TangentPoint<T> counted = other;
           T argument = s[m][n][2 * h + e], along = change[m][n][2 * h + e];
           bool self = false;
           if constexpr (is_radial(P)) {
-            const T both = norm + (there ? q.columns->norms[other] : T(0));
+            const T both = point.norm + other.norm;
             if (!differences) {
               argument = both - 2 * argument;
-              along = dot + (there ? q.columns->dots[other] : T(0)) - along;
+              along = point.dot + other.dot - along;
             }
             along *= 2;
             self = q.same && i == j;
-            if (self) argument = norm - norm;
-            if (!self && inside && there && argument < kNear<T> * both) {
+            if (self) argument = point.norm - point.norm;
+            if (!self && there && i < q.row_end && argument < kNear<T> * both) {
               argument = both;
-              weight = dweight = 0;
+              counted.weight = counted.change = 0;
               any = true;
               mark_near(q, row + m * 16 + h * 8 + g, column + n * 8 + 2 * t + e, Width);
             }
           }
           if (!moving || self) along = 0;
-          const Jet<T> jet = profile<P, 2, Math>(*q.constants, argument);
-          const T pair = weight * a;
-          T w = ((weight * da + dweight * a) * jet.k1 + pair * jet.k2 * along) * q.scale;
-          T base = moving ? pair * jet.k1 * (q.scale * q.constants->turning) : T(0);
-          if (self) w = base = 0;
-          w = A::weight(w);
-          base = A::weight(base);
-          first_sum += w;
-          second_sum += base;
-          weight_sum += dweight * jet.k + weight * jet.k1 * along;
-          s[m][n][2 * h + e] = w;
-          change[m][n][2 * h + e] = base;
+          weigh_tangent<A, P>(q, point, counted, self, argument, along, s[m][n][2 * h + e],
+                              change[m][n][2 * h + e], sums[m][h]);
         }
-      totals.k[m][h] += (double)weight_sum;
-      totals.w[m][h] += (double)first_sum;
-      bases.w[m][h] += (double)second_sum;
+    }
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      totals.k[m][h] += (double)sums[m][h].weight;
+      totals.w[m][h] += (double)sums[m][h].change;
+      bases.w[m][h] += (double)sums[m][h].base;
     }
   return any;
-}
-
-template <class A, int Width, int M, int N>
-DECOCT_DEVICE bool weigh_tangents(Profile profile, const Pairs<typename A::T>& q, bool moving,
-                                  bool differences, typename A::T (&s)[M][N][4],
-                                  typename A::T (&change)[M][N][4], int row, int column, int first,
-                                  RowTotals<M>& totals, RowTotals<M>& bases) {
-  switch (profile) {
-    case Profile::gaussian:
-      return weigh_tangents_as<A, Profile::gaussian, Width>(q, moving, differences, s, change, row, column,
-                                                            first, totals, bases);
-    case Profile::laplacian:
-      return weigh_tangents_as<A, Profile::laplacian, Width>(q, moving, differences, s, change, row, column,
-                                                             first, totals, bases);
-    case Profile::energy:
-      return weigh_tangents_as<A, Profile::energy, Width>(q, moving, differences, s, change, row, column,
-                                                          first, totals, bases);
-    case Profile::inverse_multiquadric:
-      return weigh_tangents_as<A, Profile::inverse_multiquadric, Width>(q, moving, differences, s, change,
-                                                                        row, column, first, totals, bases);
-    case Profile::rational_quadratic:
-      return weigh_tangents_as<A, Profile::rational_quadratic, Width>(q, moving, differences, s, change, row,
-                                                                      column, first, totals, bases);
-    case Profile::polynomial:
-      return weigh_tangents_as<A, Profile::polynomial, Width>(q, moving, differences, s, change, row, column,
-                                                              first, totals, bases);
-    default:
-      return weigh_tangents_as<A, Profile::linear, Width>(q, moving, differences, s, change, row, column,
-                                                          first, totals, bases);
-  }
 }
 
 template <int Rows, int Width, class T>
@@ -189,10 +191,10 @@ struct HvpSteps {
     const int64_t row_at = (q.first_row + q.row_begin) * p.stride;
     const int64_t column_at = (q.first_column + first) * p.stride;
     const auto load_both = [&](T* to, const T* row_points, const T* column_points) {
-      load_tile<kStep<T>>(to, pitch, Tile::kRows, row_points + row_at, p.stride, q.row_end - q.row_begin, d,
-                          p.stride);
-      load_tile<kStep<T>>(to + Tile::kRows * pitch, pitch, Tile::kColumns, column_points + column_at,
-                          p.stride, q.column_end - first, d, p.stride);
+      load_tile<kStep<T>, Tile::kRows>(to, pitch, row_points + row_at, p.stride, q.row_end - q.row_begin, d,
+                                       p.stride);
+      load_tile<kStep<T>, Tile::kColumns>(to + Tile::kRows * pitch, pitch, column_points + column_at,
+                                          p.stride, q.column_end - first, d, p.stride);
     };
     load_both(stage, q.rows->points, q.columns->points);
     if (p.moving) load_both(stage + score_stage<T, S>(), q.rows->tangents, q.columns->tangents);
@@ -248,9 +250,10 @@ DECOCT_KERNEL hvp_kernel(Problem<typename A::T> p, int first_task) {
     const int first = task.col_begin + at / steps * Tile::kColumns;
     const bool differences = p.dim < kSmallDim && is_radial(p.kernel.profile);
     if (differences) take_differences(p, q, sums, change, Tile::row(), first + Tile::column());
-    const bool near =
-        weigh_tangents<A, Tile::kColumns>(p.kernel.profile, q, p.moving, differences, sums, change,
-                                          Tile::row(), Tile::column(), first, totals, bases);
+    const bool near = with_profile<true>(p.kernel.profile, [&](auto constant) {
+      return weigh_tangents<A, decltype(constant)::value, Tile::kColumns>(
+          q, p.moving, differences, sums, change, Tile::row(), Tile::column(), first, totals, bases);
+    });
     T* tile_weights = weights + first - task.col_begin;
     store_weights(tile_weights, Tile::row(), Tile::column(), sums);
     if (p.moving) store_weights(tile_weights + weight_elements(S), Tile::row(), Tile::column(), change);

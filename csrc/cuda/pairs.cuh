@@ -3,6 +3,8 @@
 // Pairs whose squared distance is small against |x|^2 + |y|^2 lose their digits in |x|^2 - 2 x.y + |y|^2.
 // They are marked, left out of the tile, and computed from differences by a whole warp each.
 #pragma once
+#include <type_traits>
+
 #include "../kernel_profiles.h"
 #include "reduce.cuh"
 #include "tile.cuh"
@@ -140,50 +142,51 @@ DECOCT_DEVICE bool weigh_as(const Pairs<typename A::T>& q, typename A::T (&s)[M]
   return any;
 }
 
-// Gaussians have kernels of their own; the others share one, with a switch that all threads take alike.
+// use(profile as a constant), by a switch that all threads take alike.
+template <bool WithGaussian, class Use>
+DECOCT_DEVICE auto with_profile(Profile profile, Use use) {
+  if constexpr (WithGaussian)
+    if (profile == Profile::gaussian) return use(std::integral_constant<Profile, Profile::gaussian>{});
+  switch (profile) {
+    case Profile::laplacian:
+      return use(std::integral_constant<Profile, Profile::laplacian>{});
+    case Profile::energy:
+      return use(std::integral_constant<Profile, Profile::energy>{});
+    case Profile::inverse_multiquadric:
+      return use(std::integral_constant<Profile, Profile::inverse_multiquadric>{});
+    case Profile::rational_quadratic:
+      return use(std::integral_constant<Profile, Profile::rational_quadratic>{});
+    case Profile::polynomial:
+      return use(std::integral_constant<Profile, Profile::polynomial>{});
+    default:
+      return use(std::integral_constant<Profile, Profile::linear>{});
+  }
+}
+
+// use(profile, whether it has one scale): gaussians have kernels of their own, the others share one.
+template <bool Gaussian, class Use>
+DECOCT_DEVICE auto with_kernel(Profile profile, int scales, Use use) {
+  if constexpr (Gaussian) {
+    constexpr std::integral_constant<Profile, Profile::gaussian> gaussian{};
+    return scales == 1 ? use(gaussian, std::true_type{}) : use(gaussian, std::false_type{});
+  } else {
+    return with_profile<false>(profile, [&](auto constant) { return use(constant, std::false_type{}); });
+  }
+}
+
 template <class A, bool Gaussian, int Width, int M, int N>
 DECOCT_DEVICE bool weigh(Profile profile, const Pairs<typename A::T>& q, typename A::T (&s)[M][N][4], int row,
                          int column, int first, RowTotals<M>& totals) {
-  if constexpr (Gaussian) {
-    if (q.constants->scales == 1)
-      return weigh_as<A, Profile::gaussian, true, Width>(q, s, row, column, first, totals);
-    return weigh_as<A, Profile::gaussian, false, Width>(q, s, row, column, first, totals);
-  } else {
-    switch (profile) {
-      case Profile::laplacian:
-        return weigh_as<A, Profile::laplacian, false, Width>(q, s, row, column, first, totals);
-      case Profile::energy:
-        return weigh_as<A, Profile::energy, false, Width>(q, s, row, column, first, totals);
-      case Profile::inverse_multiquadric:
-        return weigh_as<A, Profile::inverse_multiquadric, false, Width>(q, s, row, column, first, totals);
-      case Profile::rational_quadratic:
-        return weigh_as<A, Profile::rational_quadratic, false, Width>(q, s, row, column, first, totals);
-      case Profile::polynomial:
-        return weigh_as<A, Profile::polynomial, false, Width>(q, s, row, column, first, totals);
-      default:
-        return weigh_as<A, Profile::linear, false, Width>(q, s, row, column, first, totals);
-    }
-  }
+  return with_kernel<Gaussian>(profile, q.constants->scales, [&](auto constant, auto one) {
+    return weigh_as<A, decltype(constant)::value, decltype(one)::value, Width>(q, s, row, column, first,
+                                                                               totals);
+  });
 }
 
 template <int Order, class T>
 DECOCT_DEVICE Jet<T> profile_of(Profile profile, const ProfileConstants<T>& c, T r) {
-  switch (profile) {
-    case Profile::gaussian:
-      return decoct::profile<Profile::gaussian, Order, Math>(c, r);
-    case Profile::laplacian:
-      return decoct::profile<Profile::laplacian, Order, Math>(c, r);
-    case Profile::energy:
-      return decoct::profile<Profile::energy, Order, Math>(c, r);
-    case Profile::inverse_multiquadric:
-      return decoct::profile<Profile::inverse_multiquadric, Order, Math>(c, r);
-    case Profile::rational_quadratic:
-      return decoct::profile<Profile::rational_quadratic, Order, Math>(c, r);
-    case Profile::polynomial:
-      return decoct::profile<Profile::polynomial, Order, Math>(c, r);
-    default:
-      return decoct::profile<Profile::linear, Order, Math>(c, r);
-  }
+  return with_profile<true>(
+      profile, [&](auto constant) { return decoct::profile<decltype(constant)::value, Order, Math>(c, r); });
 }
 
 // use(row in the tile, column of the segment) for every marked pair of a tile, by whole warps; unmarks them.

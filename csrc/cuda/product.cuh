@@ -54,11 +54,12 @@ struct ProductSteps {
     const T* weights = (const T*)(p.scratch + (c.task - first_score) * p.scratch_stride) +
                        c.set * weight_elements(S) + c.column;
     T* stage = stages + at % kStages * product_stage<T, S>();
-    load_tile<kStep<T>>(stage, row_pitch<T>(kStep<T>), Tile::kRows, weights, kWeightColumns, Tile::kRows, 0,
-                        kStep<T>);
-    load_tile<Tile::kColumns>(stage + Tile::kRows * row_pitch<T>(kStep<T>), column_pitch<T>(Tile::kColumns),
-                              kStep<T>, points + first * p.slab_stride, p.slab_stride,
-                              score.col_end - score.col_begin - c.column, result_column, p.slab_stride);
+    load_tile<kStep<T>, Tile::kRows>(stage, row_pitch<T>(kStep<T>), weights, kWeightColumns, Tile::kRows, 0,
+                                     kStep<T>);
+    load_tile<Tile::kColumns, kStep<T>>(stage + Tile::kRows * row_pitch<T>(kStep<T>),
+                                        column_pitch<T>(Tile::kColumns), points + first * p.slab_stride,
+                                        p.slab_stride, score.col_end - score.col_begin - c.column,
+                                        result_column, p.slab_stride);
   }
 };
 

@@ -99,31 +99,6 @@ DECOCT_DEVICE T rounded(T value, int32_t precision) {
   return (T)as_float(pack_bfloat16((float)value, 0.0f) << 16);
 }
 
-// 2 s^2 = mean squared distance over pairs i != j of the pooled rows
-//       = 2 (sum |z_i|^2 - |sum z_i|^2 / (n + m)) / (n + m - 1), whatever the z are centred on.
-template <class T>
-DECOCT_DEVICE void calibrate(const Problem<T>& p, int c, double* partial) {
-  const SegmentPlan s = p.segments[c];
-  double norms = 0, squares = 0;
-  for (int k = thread_index(); k < s.chunks; k += kThreads) norms += p.chunk_norms[s.first_chunk + k];
-  norms = block_sum(norms, partial);
-  SegmentState<T>& state = p.states[c];
-  const double count = (double)s.n + s.m;
-  if (p.from_data && count >= 2) {
-    for (int d = thread_index(); d < p.dim; d += kThreads) {
-      double sum = 0;
-      for (int k = 0; k < s.chunks; ++k) sum += p.chunk_sums[(int64_t)(s.first_chunk + k) * p.dim + d];
-      squares += sum * sum;
-    }
-    squares = block_sum(squares, partial);
-  }
-  if (thread_index() != 0) return;
-  if (p.from_data && count >= 2)
-    p.bandwidth[c] = length_of(2 * state.spread * state.spread * (norms - squares / count) / (count - 1));
-  state.broken = !(norms - norms == 0);
-  set_constants(state.constants, p.kernel, p.bandwidth[c], state.spread * state.spread, p.dim);
-}
-
 // Norms of a group of rows from every thread's share; to chunk_norms only what the bandwidth needs.
 template <class T>
 DECOCT_DEVICE void finish_group(const Side<T>& side, const double (&exact)[kGroupRows],
@@ -148,16 +123,13 @@ DECOCT_DEVICE void finish_group(const Side<T>& side, const double (&exact)[kGrou
   sync_block();
 }
 
+// Rows of one side of a segment, scaled by the segment's spread. Returns their sum of squares, NaN where a
+// row is not finite. `sums` receives the sums of their columns unless it is nullptr.
 template <class T>
-DECOCT_KERNEL pack_kernel(Problem<T> p) {
-  Shared shared;
-  double* partial = shared.take<double>(kWarps * 2 * kGroupRows);
-  int* arrival = shared.take<int>(1);
-  const Chunk chunk = p.chunks[block_index()];
+DECOCT_DEVICE double pack_rows(const Problem<T>& p, const Chunk& chunk, double* sums, double* partial) {
   const SegmentPlan s = p.segments[chunk.segment];
   const Side<T>& side = side_of(p, chunk.on_x);
   const T* centre = p.centres + (int64_t)chunk.segment * p.dim;
-  double* sums = p.chunk_sums + (int64_t)block_index() * p.dim;
   const T inverse_spread = (T)(1 / p.states[chunk.segment].spread);
   const T mean_weight = T(1) / (T)rows_of(s, chunk.on_x);
   double total = 0;
@@ -185,7 +157,7 @@ DECOCT_KERNEL pack_kernel(Problem<T> p) {
         }
         if (side.points) store_quad(side.points + (row + r) * p.stride + d, v);
       }
-      for (int k = 0; k < 4 && d + k < p.dim; ++k)
+      for (int k = 0; k < 4 && d + k < p.dim && sums; ++k)
         sums[d + k] = (begin == chunk.row_begin ? 0 : sums[d + k]) + columns[k];
     }
     finish_group(side, exact, packed, row, rows, partial, total);
@@ -194,9 +166,63 @@ DECOCT_KERNEL pack_kernel(Problem<T> p) {
       side.weights[i] = side.source_weights ? side.source_weights[i * side.weight_stride] : mean_weight;
     }
   }
-  const bool broken = sync_block_any(!finite);
-  if (thread_index() == 0) p.chunk_norms[block_index()] = broken ? ::nan("") : total;
-  if (last_to_arrive(p.tickets + chunk.segment, s.chunks, arrival)) calibrate(p, chunk.segment, partial);
+  return sync_block_any(!finite) ? ::nan("") : total;
+}
+
+// Where the samples did not show what the segment is to be measured in, its bandwidth or, for kernels without
+// one, its spread: all of it is packed again in that unit. Rows that are then out of range are so far that k
+// is 0. One block does it, for such data are rare.
+template <class T>
+DECOCT_DEVICE void pack_again(const Problem<T>& p, int c, double mean_square, double* partial) {
+  if (!is_radial(p.kernel.profile) || !p.x.points) return;
+  SegmentState<T>& state = p.states[c];
+  sync_block();
+  const double length = p.bandwidth[c] / state.spread;
+  const double unit = p.kernel.profile == Profile::energy ? mean_square : length * length;
+  const double factor = spread_of(unit, sizeof(T) == 4);
+  sync_block();
+  if (factor == 1) return;
+  if (thread_index() == 0) state.spread *= factor;
+  sync_block();
+  for (const int on_x : {1, 0}) pack_rows(p, {c, on_x, 0, rows_of(p.segments[c], on_x)}, nullptr, partial);
+}
+
+// 2 s^2 = mean squared distance over pairs i != j of the pooled rows
+//       = 2 (sum |z_i|^2 - |sum z_i|^2 / (n + m)) / (n + m - 1), whatever the z are centred on.
+template <class T>
+DECOCT_DEVICE void calibrate(const Problem<T>& p, int c, double* partial) {
+  const SegmentPlan s = p.segments[c];
+  double norms = 0, squares = 0;
+  for (int k = thread_index(); k < s.chunks; k += kThreads) norms += p.chunk_norms[s.first_chunk + k];
+  norms = block_sum(norms, partial);
+  SegmentState<T>& state = p.states[c];
+  const double count = (double)s.n + s.m;
+  if (p.from_data && count >= 2) {
+    for (int d = thread_index(); d < p.dim; d += kThreads) {
+      double sum = 0;
+      for (int k = 0; k < s.chunks; ++k) sum += p.chunk_sums[(int64_t)(s.first_chunk + k) * p.dim + d];
+      squares += sum * sum;
+    }
+    squares = block_sum(squares, partial);
+  }
+  if (p.from_data && count >= 2 && thread_index() == 0)
+    p.bandwidth[c] = length_of(2 * state.spread * state.spread * (norms - squares / count) / (count - 1));
+  pack_again(p, c, norms / count, partial);
+  if (thread_index() != 0) return;
+  state.broken = !(norms - norms == 0);
+  set_constants(state.constants, p.kernel, p.bandwidth[c], state.spread * state.spread, p.dim);
+}
+
+template <class T>
+DECOCT_KERNEL pack_kernel(Problem<T> p) {
+  Shared shared;
+  double* partial = shared.take<double>(kWarps * 2 * kGroupRows);
+  int* arrival = shared.take<int>(1);
+  const Chunk chunk = p.chunks[block_index()];
+  const double total = pack_rows(p, chunk, p.chunk_sums + (int64_t)block_index() * p.dim, partial);
+  if (thread_index() == 0) p.chunk_norms[block_index()] = total;
+  const int chunks = p.segments[chunk.segment].chunks;
+  if (last_to_arrive(p.tickets + chunk.segment, chunks, arrival)) calibrate(p, chunk.segment, partial);
 }
 
 // Tangents of the rows, centred and scaled like these; a warp takes a row.

@@ -54,11 +54,11 @@ struct ScoreSteps {
     const int first = column_begin + at / steps * Tile::kColumns, d = at % steps * kStep<T>;
     T* stage = stages + at % kStages * score_stage<T, S>();
     constexpr int pitch = row_pitch<T>(kStep<T>);
-    load_tile<kStep<T>>(stage, pitch, Tile::kRows, row_points, p.stride, q.row_end - q.row_begin, d,
-                        p.stride);
-    load_tile<kStep<T>>(stage + Tile::kRows * pitch, pitch, Tile::kColumns,
-                        column_points + (int64_t)first * p.stride, p.stride, q.column_end - first, d,
-                        p.stride);
+    load_tile<kStep<T>, Tile::kRows>(stage, pitch, row_points, p.stride, q.row_end - q.row_begin, d,
+                                     p.stride);
+    load_tile<kStep<T>, Tile::kColumns>(stage + Tile::kRows * pitch, pitch,
+                                        column_points + (int64_t)first * p.stride, p.stride,
+                                        q.column_end - first, d, p.stride);
   }
 };
 

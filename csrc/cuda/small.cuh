@@ -59,36 +59,12 @@ DECOCT_DEVICE void meet_columns(const Pairs<T>& q, const T* columns, const T* we
   for (int r = 0; r < 2; ++r) rows[r].k += (double)k_sum[r];
 }
 
-template <class T, bool Gaussian, int Width>
-DECOCT_DEVICE void meet_tile(Profile profile, const Pairs<T>& q, const T* columns, const T* weights,
-                             SmallRow<T, Width> (&rows)[2]) {
-  if constexpr (Gaussian) {
-    if (q.constants->scales == 1) return meet_columns<T, Profile::gaussian, true>(q, columns, weights, rows);
-    return meet_columns<T, Profile::gaussian, false>(q, columns, weights, rows);
-  } else {
-    switch (profile) {
-      case Profile::laplacian:
-        return meet_columns<T, Profile::laplacian, false>(q, columns, weights, rows);
-      case Profile::energy:
-        return meet_columns<T, Profile::energy, false>(q, columns, weights, rows);
-      case Profile::inverse_multiquadric:
-        return meet_columns<T, Profile::inverse_multiquadric, false>(q, columns, weights, rows);
-      case Profile::rational_quadratic:
-        return meet_columns<T, Profile::rational_quadratic, false>(q, columns, weights, rows);
-      case Profile::polynomial:
-        return meet_columns<T, Profile::polynomial, false>(q, columns, weights, rows);
-      default:
-        return meet_columns<T, Profile::linear, false>(q, columns, weights, rows);
-    }
-  }
-}
-
 template <class T, int Width>
 DECOCT_DEVICE void load_small(const Problem<T>& p, const Pairs<T>& q, T* columns, T* weights, int index,
                               int first) {
-  load_tile<Width>(columns + index % 2 * kSmallColumns * Width, Width, kSmallColumns,
-                   q.columns->points + (q.first_column + first) * p.stride, p.stride, q.column_end - first, 0,
-                   p.stride);
+  load_tile<Width, kSmallColumns>(columns + index % 2 * kSmallColumns * Width, Width,
+                                  q.columns->points + (q.first_column + first) * p.stride, p.stride,
+                                  q.column_end - first, 0, p.stride);
   commit_copies();
   const int j = thread_index();
   if (j < kSmallColumns)
@@ -131,7 +107,10 @@ DECOCT_KERNEL small_kernel(Problem<T> p, int first_task) {
     if (first + kSmallColumns < task.col_end)
       load_small<T, Width>(p, q, columns, weights, index + 1, first + kSmallColumns);
     const int own = index % 2 * kSmallColumns + warp_index() * kSmallWarpColumns;
-    meet_tile<T, Gaussian>(p.kernel.profile, q, columns + own * Width, weights + own, rows);
+    with_kernel<Gaussian>(p.kernel.profile, constants->scales, [&](auto constant, auto one) {
+      meet_columns<T, decltype(constant)::value, decltype(one)::value>(q, columns + own * Width,
+                                                                       weights + own, rows);
+    });
   }
 
   for (int warp = 0; warp < kWarps; ++warp) {

@@ -22,17 +22,23 @@ constexpr int column_pitch(int width) {
   return width + 2 * kTilePadding / (int)sizeof(T);
 }
 
-// A tile of `Width` columns from `column` on and `height` rows, of which `rows` exist; the columns beyond
-// `columns` and the other rows are zero. Every row is 16-byte aligned on both sides.
-template <int Width, class T>
-DECOCT_DEVICE void load_tile(T* tile, int pitch, int height, const T* points, int64_t stride, int rows,
-                             int column, int columns) {
-  constexpr int piece = 16 / (int)sizeof(T), pieces = Width / piece;
-  for (int at = thread_index(); at < height * pieces; at += kThreads) {
-    const int row = at / pieces, d = at % pieces * piece;
-    const bool there = row < rows && column + d < columns;
-    const T* from = points + (there ? row * stride + column + d : 0);
-    copy_async(tile + row * pitch + d, from, there ? 16 : 0);
+// A tile of `Height` rows, of which `rows` exist, and of `Width` columns from `column` on; columns beyond
+// `columns` and the other rows are zero. Every row is 16-byte aligned on both sides. A thread copies from one
+// column only, so that the way from piece to piece is a constant.
+template <int Width, int Height, class T>
+DECOCT_DEVICE void load_tile(T* tile, int pitch, const T* points, int64_t stride, int rows, int column,
+                             int columns) {
+  constexpr int piece = 16 / (int)sizeof(T), pieces = Width / piece, together = kThreads / pieces;
+  static_assert(kThreads % pieces == 0 && (Height % together == 0 || Height < together));
+  const int row = thread_index() / pieces, d = thread_index() % pieces * piece;
+  if (Height < together && row >= Height) return;
+  const bool inside = column + d < columns;
+  const T* from = points + row * stride + column + d;
+  T* to = tile + row * pitch + d;
+#pragma unroll
+  for (int r = 0; r < Height; r += together) {
+    copy_async(to + r * pitch, from, inside && row + r < rows ? 16 : 0);
+    from += together * stride;
   }
 }
 

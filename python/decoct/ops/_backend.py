@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import threading
@@ -176,7 +177,7 @@ def release_scratch() -> None:
 
 class Execution:
     """How the engine is to run one call: the schedule for these shapes (the latest ones are kept), scratch
-    memory, threads, precision and stream. Keeps alive what the engine's form of it points to."""
+    memory, threads, precision, device and stream. Keeps alive what the engine's form of it points to."""
 
     def __init__(
         self,
@@ -204,8 +205,9 @@ class Execution:
             x.device,
         )
         scratch = _scratch(size, x.device)
+        self._engine, self._device = engine, x.device
         self._kept = host, layout, scratch
-        self.handle = engine.Execution(
+        self._handle = engine.Execution(
             schedule=as_matrix(engine, host),
             device_schedule=as_matrix(engine, layout),
             workspace=as_matrix(engine, scratch),
@@ -214,10 +216,20 @@ class Execution:
             stream=stream_of(x.device),
         )
 
+    def run(self, name: str, **arguments: Any) -> None:
+        """Call a function of the engine."""
+        on_cuda = self._device.type == "cuda"
+        with torch.cuda.device(self._device) if on_cuda else contextlib.nullcontext():
+            getattr(self._engine, name)(**arguments, execution=self._handle)
+
 
 def precision() -> str:
     """torch's setting for products of float32 matrices on CUDA: highest, high or medium."""
-    return torch.get_float32_matmul_precision()
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was made through torch's newer settings, to which this question has no answer
+        newer = torch.backends.cuda.matmul.fp32_precision
+        return {"tf32": "high", "bf16": "medium"}.get(newer, "highest")
 
 
 def stream_of(device: torch.device) -> int:

@@ -52,7 +52,8 @@ def _implementation(
     x_ends = offsets_or_uniform(x_offsets, x.shape[0], segments)
     y_ends = offsets_or_uniform(y_offsets, y.shape[0], segments)
     execution = Execution(engine, "matvec", x, y, x_ends, y_ends, terms=XY, columns=v.shape[1])
-    engine.kernel_matvec(
+    execution.run(
+        "kernel_matvec",
         x=as_matrix(engine, x),
         y=as_matrix(engine, y),
         v=as_matrix(engine, v),
@@ -61,7 +62,6 @@ def _implementation(
         bandwidth=as_matrix(engine, lengths),
         kernel=engine_kernel(engine, *kernel),
         out=as_matrix(engine, out),
-        execution=execution.handle,
     )
     return out
 
@@ -78,8 +78,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _cross_only(bandwidth: Tensor, segments: int) -> Tensor:
     """Coefficients that select sum_ij a_i b_j k(x_i, y_j)."""
-    row = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
-    return row.to(bandwidth.device).expand(segments, 3)
+    # Filled in place: a copy from the host would end the capture of a CUDA graph.
+    row = torch.zeros(3, dtype=torch.float64, device=bandwidth.device)
+    row[1].fill_(1.0)
+    return row.expand(segments, 3)
 
 
 def _backward(ctx: Any, bar: Tensor) -> Any:

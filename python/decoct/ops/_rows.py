@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 __all__ = ["lengths", "segment_ids", "segment_totals", "spread"]
+
+
+@functools.lru_cache(maxsize=256)
+def _kept_counts(offsets: bytes, device: torch.device) -> Tensor:
+    return torch.frombuffer(bytearray(offsets), dtype=torch.int64).diff().to(device)
+
+
+def _counts(offsets: Tensor, device: torch.device) -> Tensor:
+    """Rows in each segment, int64 on a device. The copy is kept: one from the host would end the capture of a
+    CUDA graph."""
+    traced = torch.compiler.is_compiling() or type(offsets) is not Tensor
+    if device.type == "cpu" or traced:
+        return offsets.diff().to(device)
+    return _kept_counts(offsets.numpy().tobytes(), device)
 
 
 def lengths(offsets: Tensor | None, rows: int, segments: int, device: torch.device) -> Tensor:
@@ -13,12 +29,12 @@ def lengths(offsets: Tensor | None, rows: int, segments: int, device: torch.devi
     if offsets is None:
         each = rows // segments if segments else 0
         return torch.full((segments,), each, dtype=torch.float64, device=device)
-    return offsets.diff().to(device=device, dtype=torch.float64)
+    return _counts(offsets, device).to(torch.float64)
 
 
 def segment_ids(offsets: Tensor, rows: int, device: torch.device) -> Tensor:
     """The segment of each row, (rows,)."""
-    counts = offsets.diff().to(device)
+    counts = _counts(offsets, device)
     return torch.repeat_interleave(torch.arange(counts.shape[0], device=device), counts, output_size=rows)
 
 

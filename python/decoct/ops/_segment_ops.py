@@ -36,12 +36,12 @@ def _sums(x: Tensor, a: Tensor | None, offsets: Tensor | None, segments: int) ->
     host = offsets_or_uniform(offsets, x.shape[0], segments)
     if segments > 0:
         execution = Execution(engine, "rows", rows, rows[:0], host, torch.zeros_like(host))
-        engine.segment_sums(
+        execution.run(
+            "segment_sums",
             x=as_matrix(engine, rows),
             a=as_matrix(engine, weights),
             offsets=as_matrix(engine, host),
             out=as_matrix(engine, out),
-            execution=execution.handle,
         )
     return out
 
@@ -104,13 +104,13 @@ def _mean(x: Tensor, y: Tensor, x_offsets: Tensor | None, y_offsets: Tensor | No
     )
     if segments > 0:
         execution = Execution(engine, "rows", *rows, *hosts)
-        engine.mean_bandwidth(
+        execution.run(
+            "mean_bandwidth",
             x=as_matrix(engine, rows[0]),
             y=as_matrix(engine, rows[1]),
             x_offsets=as_matrix(engine, hosts[0]),
             y_offsets=as_matrix(engine, hosts[1]),
             bandwidth=as_matrix(engine, out),
-            execution=execution.handle,
         )
     return out
 

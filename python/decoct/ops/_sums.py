@@ -68,7 +68,6 @@ class _Call:
             **self.matrices(coefficients=self.coefficients, bandwidth=self.bandwidth),
             "kernel": engine_kernel(engine, *kernel),
             "need": need,
-            "execution": self.execution.handle,
         }
 
     def matrices(self, **tensors: Tensor | None) -> dict[str, Any]:
@@ -94,7 +93,8 @@ def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
     call = _Call("sums", need, tuple(common))
     if segments > 0:
         names = ("grad_x", "grad_y", "grad_a", "grad_b")
-        call.engine.kernel_sums(
+        call.execution.run(
+            "kernel_sums",
             **call.keywords,
             **call.matrices(value=value, **dict(zip(names, _wanted(need, gradients), strict=True))),
             bandwidth_from_data=call.from_data,
@@ -117,7 +117,8 @@ def _hvp_implementation(*arguments: Any) -> tuple[Tensor, ...]:
     if segments > 0:
         tangent_names = ("tangent_x", "tangent_y", "tangent_a", "tangent_b")
         output_names = ("out_x", "out_y", "out_a", "out_b")
-        call.engine.kernel_sums_hvp(
+        call.execution.run(
+            "kernel_sums_hvp",
             **call.keywords,
             **call.matrices(**dict(zip(tangent_names, kept, strict=True))),
             **call.matrices(**dict(zip(output_names, _wanted(need, outputs), strict=True))),

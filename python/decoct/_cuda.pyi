@@ -1,0 +1,33 @@
+from decoct._cpu import (
+    Execution as Execution,
+)
+from decoct._cpu import (
+    Kernel as Kernel,
+)
+from decoct._cpu import (
+    Matrix as Matrix,
+)
+from decoct._cpu import (
+    info as info,
+)
+from decoct._cpu import (
+    isa as isa,
+)
+from decoct._cpu import (
+    kernel_matvec as kernel_matvec,
+)
+from decoct._cpu import (
+    kernel_sums as kernel_sums,
+)
+from decoct._cpu import (
+    kernel_sums_hvp as kernel_sums_hvp,
+)
+from decoct._cpu import (
+    mean_bandwidth as mean_bandwidth,
+)
+from decoct._cpu import (
+    plan as plan,
+)
+from decoct._cpu import (
+    segment_sums as segment_sums,
+)

@@ -1,0 +1,84 @@
+// Calls every launcher for each kernel that it has, with a launch() that prints the kernel's mangled name,
+// its threads and its dynamic shared memory instead of running it: gates.py learns the launches from the
+// code. toolchain.py compiles this for the CPU.
+#define launch emulated_launch
+#include "cuda_on_cpu.h"
+#undef launch
+#undef DECOCT_KERNEL
+#define DECOCT_KERNEL void  // not static: names of kernels are looked up in the program's symbols
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <cstdlib>
+
+namespace decoct::cuda {
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), const Launch& l, const Arguments&...) {
+  Dl_info info{};
+  if (!dladdr((const void*)kernel, &info) || !info.dli_sname) {
+    std::fprintf(stderr, "launches: a kernel without a name; link with -rdynamic\n");
+    std::exit(1);
+  }
+  std::printf("%s %d %d\n", info.dli_sname, l.threads, l.shared_bytes);
+}
+
+}  // namespace decoct::cuda
+
+#include "pairs_bfloat16.cu"
+#include "pairs_float64.cu"
+#include "pairs_tf32.cu"
+#include "pairs_tf32x3.cu"
+#include "rows.cu"
+#include "small.cu"
+
+using namespace decoct;
+using namespace decoct::cuda;
+
+template <class A>
+void launch_pairs(Profile profile) {
+  Problem<typename A::T> problem{};
+  problem.kernel.profile = profile;
+  for (const Shape shape : {Shape::square, Shape::narrow, Shape::medium}) {
+    Round round{};
+    round.shape = shape;
+    round.count = 1;
+    PairKernels<A>::score({problem, round, nullptr}, false);
+    PairKernels<A>::product({problem, round, nullptr}, 0);
+    PairKernels<A>::hvp({problem, round, nullptr});
+    for (const int dim : {32, 64, 128, kFusedDim}) {
+      problem.dim = dim;
+      PairKernels<A>::fused({problem, round, nullptr});
+    }
+  }
+}
+
+template <class T>
+void launch_others() {
+  Problem<T> problem{};
+  Round round{};
+  round.count = 1;
+  for (const Profile profile : {Profile::gaussian, Profile::linear})
+    for (const int dim : {1, sizeof(T) == 8 ? kSmallDoubleDim - 1 : kSmallDim - 1}) {
+      problem.kernel.profile = profile;
+      problem.dim = dim;
+      SmallKernels<T>::launch({problem, round, nullptr});
+    }
+  RowKernels<T>::anchor(problem, 1, nullptr);
+  RowKernels<T>::pack(problem, 1, nullptr);
+  RowKernels<T>::pack_tangents(problem, 1, nullptr);
+  RowKernels<T>::pack_vectors(problem, {}, 1, 1, nullptr);
+  RowKernels<T>::sums(problem, 1, nullptr, 1, nullptr);
+  RowKernels<T>::finish(problem, {}, 1, nullptr);
+}
+
+int main() {
+  for (const Profile profile : {Profile::gaussian, Profile::linear}) {
+    launch_pairs<Tf32>(profile);
+    launch_pairs<Tf32x3>(profile);
+    launch_pairs<Bfloat16>(profile);
+    launch_pairs<Scalar<double>>(profile);
+  }
+  launch_others<float>();
+  launch_others<double>();
+}

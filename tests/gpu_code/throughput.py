@@ -1,0 +1,273 @@
+"""Instructions per pair and the share of the bound that they allow, from the code of each kernel.
+
+A throughput model. The work of one warp is cut into parts, each found in the code by what it holds, and each
+part's instructions are taken as often as the tile shapes say:
+
+    scores    HMMA blocks before the exponential, as many as M N k / 8 products need (k / 16 in bfloat16)
+    copies    LDGSTS blocks of the main loop, as many as the tile has 16-byte pieces for a thread
+    step      the rest of one turn of the loop: barrier, counters
+    profile   the way of fewest instructions from the scores through the exponential and back to the loop:
+              that of one bandwidth and of no near pair; in the score kernel it passes the stores of weights
+    product   HMMA blocks after the exponential: weights times points
+
+Of several blocks of a part (unrolled loop and remainder) the one of fewest instructions for its kind counts;
+of copies the one that has most of them, for that is how many a thread makes at a time. The small kernels'
+part is the shortest way round from an exponential to itself with enough additions for the dimension.
+Kernels in float64, those of other profiles and Hessian-vector products are left out.
+
+Every instruction takes one issue slot of its partition (a quarter of a multiprocessor) and cycles of its
+pipe; the time is that of the busiest pipe, all parts together, as if other warps always covered a wait. So
+the model ignores latency, dependences, too few warps, bank conflicts, caches, instruction fetch (some kernels
+have more than 128 KiB), ragged tiles, and the start and end of a block. It is an upper limit of the share.
+
+Cycles of a warp's instruction in one partition, from the throughput table of the CUDA C++ Programming Guide
+(16 lanes of a partition: 2 cycles) and, for the tensor cores, from the data sheets:
+
+    HMMA.1688.F32.TF32, HMMA.16816.F32.BF16
+          sm_80  8      A100 156 TFLOP/s = 108 SM x 4 x 1.41 GHz x 2 x 128; an HMMA has 16 x 8 x 8 products
+          sm_90  6.45   H100 494.7 TFLOP/s = 132 SM x 4 x 1.83 GHz x 2 x 256 would be 4; that mma.sync reaches
+                        62 % of it is taken for granted here, not measured
+    MUFU  8             16 lanes a multiprocessor and cycle
+    FP32  2 on sm_80, 1 on sm_90      FADD, FMUL, FFMA, and IMAD with them
+    ALU   2             other integers, comparisons, selections, and what rounding to TF32 is made of
+    memory              shared memory and L1, one path of 128 bytes a cycle for four partitions: 4 for each
+                        128 bytes. LDSM.x4 and LDGSTS.128 take four times that
+
+The bound is the one that the kernels state at their heads, at the data sheet's peaks: D products a pair, in
+the fused kernel twice (3xTF32: three for one), or one exponential, whichever takes longer. On H100 no kernel
+with mma.sync comes beyond 0.62 of it where products bound.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+
+from sass import Block, Instruction, Kernel, Test, Unreadable, count
+
+HMMA_TF32, HMMA_BF16 = r"HMMA\.1688\.F32\.TF32", r"HMMA\.16816\.F32\.BF16"
+HMMA = {"Tf32": HMMA_TF32, "Tf32x3": HMMA_TF32, "Bfloat16": HMMA_BF16}
+HMMA_DEPTH = {"Tf32": 8, "Tf32x3": 8, "Bfloat16": 16}
+PEAK_CYCLES = {80: 8.0, 90: 4.0}  # of an HMMA at the data sheet's rate
+HMMA_CYCLES = {80: 8.0, 90: 4 / 0.62}  # as mma.sync issues them
+FP32_CYCLES = {80: 2, 90: 1}
+FP64_CYCLES = {80: 4, 90: 2}
+EXP = r"MUFU\.EX2"
+COPY = r"LDGSTS\.E(\.\w+)*\.128(\.\w+)*"
+ALU = {
+    *("FSETP", "FSEL", "FMNMX", "ISETP", "IADD3", "IMNMX", "LEA", "LOP3", "PLOP3", "PRMT", "SEL", "SHF"),
+    *("MOV", "F2FP", "FCHK", "P2R", "R2P", "VIADD", "VIMNMX", "IABS"),
+}
+STEP = 32  # columns of a step of the score and product kernels: kStepBytes of floats
+THREADS, WARPS = 128, 4
+
+# Rows, columns, and a warp's share of them in parts of 16 x 8 (score.cuh, fused.cuh).
+SCORE_TILES = {"square": (64, 64, 2, 4), "narrow": (16, 128, 1, 4), "medium": (32, 64, 1, 4)}
+
+
+def fused_tile(width: int) -> tuple[int, int, int, int]:
+    columns = 64 if width <= 128 else 32
+    return 32, columns, 1, columns // 16
+
+
+@dataclass(frozen=True)
+class Prediction:
+    dim: int
+    instructions: float  # of a thread for one pair
+    cycles: dict[str, float]  # of each pipe in one partition, for 32 pairs
+    bound: float
+    bound_by: str
+
+    @property
+    def busiest(self) -> str:
+        return max(self.cycles, key=lambda pipe: self.cycles[pipe])
+
+    @property
+    def share(self) -> float:
+        return self.bound / self.cycles[self.busiest]
+
+
+def wavefronts(instruction: Instruction, broadcast: bool) -> int:
+    """Turns of 128 bytes that a warp's access takes; with `broadcast` all lanes read the same few words."""
+    name, code = instruction.name, instruction.code
+    if name == "LDSM" or (name == "LDGSTS" and ".128" in code):
+        return 4
+    if name not in ("LDS", "STS", "LDG", "STG", "ATOMS") or instruction.text.startswith("@!PT"):
+        return 0
+    return 1 if broadcast else 4 if ".128" in code else 2 if ".64" in code else 1
+
+
+def cycles_of(instructions: Iterable[Instruction], capability: int, broadcast: bool) -> dict[str, float]:
+    """Issue slots and cycles of each pipe for one warp."""
+    cycles: dict[str, float] = defaultdict(float)
+    for instruction in instructions:
+        name = instruction.name
+        cycles["issue"] += 1
+        cycles["memory"] += 4 * wavefronts(instruction, broadcast)
+        if name == "HMMA":
+            cycles["HMMA"] += HMMA_CYCLES[capability]
+        elif name == "MUFU":
+            cycles["MUFU"] += 8
+        elif name in ("FADD", "FMUL", "FFMA", "IMAD"):
+            cycles["FP32"] += FP32_CYCLES[capability]
+        elif name in ("DADD", "DMUL", "DFMA", "DSETP"):
+            cycles["FP64"] += FP64_CYCLES[capability]
+        elif name in ALU:
+            cycles["ALU"] += 2
+    return cycles
+
+
+class Parts:
+    """Adds up parts of a warp's work, given how often each is done."""
+
+    def __init__(self, capability: int, broadcast: bool = False) -> None:
+        self.capability, self.broadcast = capability, broadcast
+        self.total: dict[str, float] = defaultdict(float)
+
+    def add(self, instructions: Iterable[Instruction], times: float) -> None:
+        for pipe, cycles in cycles_of(instructions, self.capability, self.broadcast).items():
+            self.total[pipe] += cycles * times
+
+    def prediction(self, dim: int, pairs: float, products: float, exponentials: int) -> Prediction:
+        """`pairs` of the warp; `products` (HMMAs) and `exponentials` that the bound has for 32 pairs."""
+        cycles = {pipe: value * 32 / pairs for pipe, value in self.total.items()}
+        bounds = {"HMMA": products * PEAK_CYCLES[self.capability], "MUFU": exponentials * 8.0}
+        bound_by = max(bounds, key=lambda pipe: bounds[pipe])
+        return Prediction(dim, cycles["issue"], cycles, bounds[bound_by], bound_by)
+
+
+def leanest(blocks: Iterable[Block], pattern: str) -> Block | None:
+    """The block with the fewest instructions for each that matches."""
+    found = [b for b in blocks if b.count(pattern)]
+    return min(found, key=lambda b: len(b.instructions) / b.count(pattern), default=None)
+
+
+def has(pattern: str) -> Test:
+    return lambda block: block.count(pattern) > 0
+
+
+def is_block(wanted: Block) -> Test:
+    return lambda block: block is wanted
+
+
+def arguments_of(kernel: Kernel) -> list[str]:
+    return kernel.name.partition("<")[2].rstrip(">").split(", ")
+
+
+def predict_small(kernel: Kernel, capability: int, dim: int) -> Prediction | None:
+    width = int(arguments_of(kernel)[2])
+    turns = []
+    for start in kernel.blocks:
+        if start.count(EXP) and (way := kernel.shortest(start.number, [is_block(start)])):
+            turn = [i for block in way for i in block.instructions]
+            exponentials = count(turn, EXP)
+            # A difference and the step of a gradient for each column, and no loop over bandwidths inside.
+            whole = sum(b.count(EXP) > 0 for b in way) == 1
+            if whole and count(turn, "FADD.*|FFMA.*") >= 2 * width * exponentials:
+                turns.append((len(turn) / exponentials, exponentials, turn))
+    if not turns:
+        return None
+    _, exponentials, turn = min(turns, key=lambda t: t[0])
+    parts = Parts(capability, broadcast=True)
+    parts.add(turn, 1)
+    return parts.prediction(dim, 32 * exponentials, 0, 1)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The parts of a kernel's main loop."""
+
+    scores: Block
+    copies: Block
+    step: list[Block]
+    product: Block | None = None
+    profile: tuple[Block, ...] = ()
+
+
+def find_loop(kernel: Kernel, hmma: str, kind: str) -> Loop | None:
+    blocks = kernel.blocks
+    exponentials = [b.number for b in blocks if b.count(EXP)]
+    first = exponentials[0] if exponentials else len(blocks)
+    scores = leanest(blocks[:first], hmma)
+    if scores is None:
+        return None
+    inside = [b for b in blocks if b.count(COPY) and kernel.shortest(scores.number, [is_block(b)])]
+    copies = max(inside, key=lambda b: (b.count(COPY), -len(b.instructions)), default=None)
+    back = kernel.shortest(scores.number, [is_block(scores)])
+    if copies is None or back is None:
+        return None
+    step = [b for b in back if not b.count("HMMA.*")]
+    if kind == "product":
+        return Loop(scores, copies, step)
+    product = leanest(blocks[first:], hmma) if kind == "fused" else None
+    stops = [has(EXP)] + ([has(r"STG\.E\.64")] if kind == "score" else [])
+    if kind == "fused":
+        if product is None:
+            return None
+        stops.append(is_block(product))
+    stops.append(is_block(scores))
+    way = kernel.shortest(scores.number, stops)
+    if way is None:
+        return None
+    return Loop(scores, copies, step, product, tuple(b for b in way if not b.count("HMMA.*")))
+
+
+def predict_tensor(kernel: Kernel, capability: int, dim: int) -> Prediction | None:
+    """Score, fused and product kernels on the tensor cores."""
+    kind, arguments = kernel.name.partition("<")[0], arguments_of(kernel)
+    arithmetic = arguments[0]
+    loop = find_loop(kernel, HMMA[arithmetic], kind)
+    if loop is None:
+        return None
+    tile = fused_tile(int(arguments[1])) if kind == "fused" else SCORE_TILES[arguments[1]]
+    rows, columns, m, n = tile
+    triple = 3 if arithmetic == "Tf32x3" else 1
+    depth = HMMA_DEPTH[arithmetic]
+    parts = Parts(capability)
+
+    def add(block: Block, pattern: str, times: float) -> None:
+        parts.add(block.instructions, times / block.count(pattern))
+
+    def add_copies(elements: int) -> None:
+        if loop.copies is not loop.scores:  # else they are counted with it
+            add(loop.copies, COPY, elements / 4 / THREADS)
+
+    ideal = 32 / 128 * dim / depth * triple  # of a warp for 32 pairs; an HMMA has 16 x 8
+    if kind == "product":  # for one step: `rows` x STEP pairs, `columns` of the result
+        add(loop.scores, HMMA[arithmetic], m * n * STEP / depth * triple)
+        add_copies((rows + columns) * STEP)
+        parts.add((i for b in loop.step for i in b.instructions), 1)
+        tiles = ceil(dim / columns)
+        return parts.prediction(dim, rows * STEP / WARPS / tiles, ideal, 0)
+    pairs = m * n * 128
+    steps = 1 if kind == "fused" else ceil(dim / STEP)
+    width = int(arguments[1]) if kind == "fused" else steps * STEP
+    add(loop.scores, HMMA[arithmetic], m * n * width / depth * triple)
+    add_copies((columns if kind == "fused" else rows + columns) * width)
+    if kind == "score":
+        parts.add((i for b in loop.step for i in b.instructions), steps - 1)
+    parts.add((i for b in loop.profile for i in b.instructions), 1)
+    if loop.product:
+        add(loop.product, HMMA[arithmetic], m * n * 8 / depth * width / 8 * triple)
+    return parts.prediction(dim, pairs, ideal * (2 if kind == "fused" else 1), 1)
+
+
+def dimensions(kernel: Kernel) -> list[int]:
+    """Those for which the model is asked; none where it does not reach."""
+    kind, arguments = kernel.name.partition("<")[0], arguments_of(kernel)
+    if kind == "small" and arguments[:2] == ["float", "gaussian"]:
+        width = int(arguments[2])
+        return [3 if width == 4 else width - 1]
+    if arguments[0] in HMMA and kind in ("score", "fused", "product") and arguments[-1] != "others":
+        return [int(arguments[1])] if kind == "fused" else [64, 512]
+    return []
+
+
+def predictions(kernel: Kernel, capability: int) -> list[Prediction]:
+    predict = predict_small if kernel.name.startswith("small") else predict_tensor
+    found = [predict(kernel, capability, dim) for dim in dimensions(kernel)]
+    if None in found:
+        raise Unreadable(f"{kernel.name} on sm_{capability}: no main loop found; see throughput.py")
+    return [p for p in found if p]
