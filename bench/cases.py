@@ -109,16 +109,19 @@ def exact(case: Case, x: Tensor, y: Tensor, groups: int = 10, checked_rows: int 
 
 def errors(answers: list[Exact], values: Tensor, gradient: Tensor, with_xx: bool) -> dict[str, float | None]:
     """Largest error of the values relative to the terms that were added up, and of the gradient's entries
-    relative to the largest entry of the group."""
+    relative to the largest entry of the group; NaN where something is."""
     values = values.detach().double().reshape(-1)
-    worst_value: float | None = None
-    worst_gradient = 0.0
+    of_values, of_gradients = [], []
     for answer in answers:
         difference = gradient.detach()[answer.columns].double() - answer.gradient
         size = answer.gradient.abs().max().item()
-        worst_gradient = max(worst_gradient, difference.abs().max().item() / size)
+        of_gradients.append(difference.abs().max().item() / size)
         if answer.xx is not None and answer.xy is not None and answer.yy is not None:
             xx = answer.xx if with_xx else 0.0
             wrong = abs(values[answer.group].item() - (xx - 2 * answer.xy + answer.yy))
-            worst_value = max(worst_value or 0.0, wrong / (xx + 2 * answer.xy + answer.yy))
-    return {"value": worst_value, "gradient": worst_gradient}
+            of_values.append(wrong / (xx + 2 * answer.xy + answer.yy))
+
+    def worst(found: list[float]) -> float | None:
+        return torch.tensor(found, dtype=torch.float64).max().item() if found else None  # unlike max(), keeps a NaN
+
+    return {"value": worst(of_values), "gradient": worst(of_gradients)}
