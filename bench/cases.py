@@ -122,6 +122,7 @@ def errors(answers: list[Exact], values: Tensor, gradient: Tensor, with_xx: bool
             of_values.append(wrong / (xx + 2 * answer.xy + answer.yy))
 
     def worst(found: list[float]) -> float | None:
-        return torch.tensor(found, dtype=torch.float64).max().item() if found else None  # unlike max(), keeps a NaN
+        # Unlike max(), a tensor's keeps a NaN.
+        return torch.tensor(found, dtype=torch.float64).max().item() if found else None
 
     return {"value": worst(of_values), "gradient": worst(of_gradients)}
