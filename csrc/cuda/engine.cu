@@ -154,6 +154,7 @@ struct Call {
     out.y_stride = y.stride;
     out.x_weights = (T*)a.data;
     out.y_weights = (T*)b.data;
+    out.weight_stride = a.data && sizes.op == Op::matvec ? a.stride : 1;
     out.columns = (int32_t)columns;
     out.chunks = host.header->finish_chunks;
     Problem<T> end = problem;
@@ -230,6 +231,9 @@ template <class T>
 void run_segment_sums(const Clouds& clouds, const Matrix& out, const Execution& e) {
   const Call<T> call(Op::rows, clouds, 1, e);
   fill_zero(e.workspace, call.layout.zeroed, e.stream);
+  for (int64_t c = 0; c < clouds.segments; ++c)  // no block writes these
+    if (clouds.x_offsets[c] == clouds.x_offsets[c + 1])
+      fill_zero((T*)out.data + c * out.stride, out.columns * (int64_t)sizeof(T), e.stream);
   RowKernels<T>::sums(call.problem, call.host.header->common.chunks, (T*)out.data, out.stride, e.stream);
 }
 

@@ -14,7 +14,7 @@ template <class T>
 struct Results {
   double* value;
   T *x_points, *y_points, *x_weights, *y_weights;
-  int64_t x_stride, y_stride;
+  int64_t x_stride, y_stride, weight_stride;
   int32_t columns, chunks;  // chunks: blocks of rows; one for each segment follow
 };
 
@@ -34,7 +34,7 @@ DECOCT_DEVICE void finish_row(const Problem<T>& p, const Results<T>& out, const 
     base += sums[2];
   }
   const T broken = state.broken && !empty ? (T)::nan("") : T(0);
-  if (lane_index() == 0 && weights) weights[row] = (T)k + broken;
+  if (lane_index() == 0 && weights) weights[row * out.weight_stride] = (T)k + broken;
   if (!points) return;
   points += row * (on_x ? out.x_stride : out.y_stride);
   const bool vectors = p.vectors;

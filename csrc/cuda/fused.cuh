@@ -122,7 +122,11 @@ DECOCT_KERNEL fused_kernel(Problem<float> p, int first_task) {
         touched = true;
         sync_block();
       }
-      add_near_pairs<Tile::kRows, Tile::kColumns>(p, q, first, (float*)nullptr);
+      for_near<Tile::kRows, Tile::kColumns>(near_bits, nullptr, first, [&](int row, int j) {
+        const NearPair<float> pair = near_pair(p, q, row, j);
+        if (lane_index() == 0) near_sums[row] += (double)pair.k * (double)pair.weight;
+        if (q.gradient) add_near_pair(pair, q.slab + row * q.slab_stride, 0, p.dim);
+      });
     }
     if (!q.gradient) continue;
 #pragma unroll

@@ -149,31 +149,44 @@ DECOCT_DEVICE bool weigh_tangents(const Pairs<typename A::T>& q, bool moving, bo
   return any;
 }
 
-template <int Rows, int Width, class T>
-DECOCT_DEVICE void add_near_tangents(const Problem<T>& p, const Pairs<T>& q, int first) {
-  for_near<Rows, Width>(q.near_bits, first, [&](int row, int j) {
-    const int64_t i = q.first_row + q.row_begin + row, column = q.first_column + j;
-    const T *point = q.rows->points + i * p.stride, *other = q.columns->points + column * p.stride;
-    const T *u = q.rows->tangents + i * p.stride, *v = q.columns->tangents + column * p.stride;
-    double along = 0;
-    for (int d = lane_index(); d < p.dim; d += 32)
-      along += ((double)point[d] - (double)other[d]) * ((double)u[d] - (double)v[d]);
-    along = p.moving ? 2 * warp_sum(along) : 0.0;
-    const T r = (T)squared_distance(point, other, p.dim);
-    const Jet<T> jet = profile_of<2>(p.kernel.profile, *q.constants, r);
-    const double a = (double)q.rows->weights[i], da = (double)q.rows->tangent_weights[i];
-    const double b = (double)q.columns->weights[column], db = (double)q.columns->tangent_weights[column];
-    const double change =
-        (double)q.scale * ((da * b + a * db) * (double)jet.k1 + a * b * (double)jet.k2 * along);
-    const double base = (double)q.scale * a * b * (double)jet.k1 * (double)q.constants->turning;
-    if (lane_index() == 0) q.near_sums[row] += db * (double)jet.k + b * (double)jet.k1 * along;
-    T* target = q.slab + row * q.slab_stride;
-    for (int d = lane_index(); d < p.dim; d += 32) {
-      double step = change * ((double)point[d] - (double)other[d]);
-      if (p.moving) step += base * ((double)u[d] - (double)v[d]);
-      target[d] -= (T)step;
-    }
-  });
+// A near pair from differences, computed by a whole warp: its part of the row's derivative by its weight, and
+// the weights of the differences of points and of tangents.
+template <class T>
+struct NearTangent {
+  const T *point, *other, *u, *v;
+  double weight, change, base;
+};
+
+template <class T>
+DECOCT_DEVICE NearTangent<T> near_tangent(const Problem<T>& p, const Pairs<T>& q, int row, int j) {
+  const int64_t i = q.first_row + q.row_begin + row, column = q.first_column + j;
+  const int64_t at = i * p.stride, other_at = column * p.stride;
+  NearTangent<T> pair{q.rows->points + at,
+                      q.columns->points + other_at,
+                      q.rows->tangents + at,
+                      q.columns->tangents + other_at,
+                      0,
+                      0,
+                      0};
+  double along = 0;
+  for (int d = lane_index(); d < p.dim; d += 32)
+    along += ((double)pair.point[d] - (double)pair.other[d]) * ((double)pair.u[d] - (double)pair.v[d]);
+  along = p.moving ? 2 * warp_sum(along) : 0.0;
+  const T r = (T)squared_distance(pair.point, pair.other, p.dim);
+  const Jet<T> jet = profile_of<2>(p.kernel.profile, *q.constants, r);
+  const double a = (double)q.rows->weights[i], da = (double)q.rows->tangent_weights[i];
+  const double b = (double)q.columns->weights[column], db = (double)q.columns->tangent_weights[column];
+  pair.weight = db * (double)jet.k + b * (double)jet.k1 * along;
+  pair.change = (double)q.scale * ((da * b + a * db) * (double)jet.k1 + a * b * (double)jet.k2 * along);
+  pair.base = p.moving ? (double)q.scale * a * b * (double)jet.k1 * (double)q.constants->turning : 0.0;
+  return pair;
+}
+
+template <class T>
+DECOCT_DEVICE void add_near_tangent(const NearTangent<T>& pair, T* slab, int begin, int end) {
+  for (int d = begin + lane_index(); d < end; d += 32)
+    slab[d] -= (T)(pair.change * ((double)pair.point[d] - (double)pair.other[d]) +
+                   pair.base * ((double)pair.u[d] - (double)pair.v[d]));
 }
 
 template <class T, Shape S>
@@ -222,8 +235,8 @@ DECOCT_KERNEL hvp_kernel(Problem<typename A::T> p, int first_task) {
   for (int k = thread_index(); k < Tile::kRows * Tile::kColumns / 32; k += kThreads) near_bits[k] = 0;
   for (int k = thread_index(); k < Tile::kRows; k += kThreads) near_sums[k] = 0;
 
-  char* own = p.scratch + block_index() * p.scratch_stride;
-  T* weights = (T*)own;
+  const TaskScratch<T> own = scratch_of<S>(p, block_index());
+  uint32_t near_tiles = 0;
   const int steps = (p.stride + kStep<T> - 1) / kStep<T>;
   const int total = (task.col_end - task.col_begin + Tile::kColumns - 1) / Tile::kColumns * steps;
   const HvpSteps<T, S> source{p, q, stages, task.col_begin, steps};
@@ -254,22 +267,29 @@ DECOCT_KERNEL hvp_kernel(Problem<typename A::T> p, int first_task) {
       return weigh_tangents<A, decltype(constant)::value, Tile::kColumns>(
           q, p.moving, differences, sums, change, Tile::row(), Tile::column(), first, totals, bases);
     });
-    T* tile_weights = weights + first - task.col_begin;
+    const int at_column = first - task.col_begin;
+    T* tile_weights = own.weights + at_column;
     store_weights(tile_weights, Tile::row(), Tile::column(), sums);
     if (p.moving) store_weights(tile_weights + weight_elements(S), Tile::row(), Tile::column(), change);
-    if (sync_block_any(near)) add_near_tangents<Tile::kRows, Tile::kColumns>(p, q, first);
+    if (sync_block_any(near)) {
+      near_tiles |= 1u << at_column / Tile::kColumns;
+      for_near<Tile::kRows, Tile::kColumns>(near_bits, own.near + at_column / 32, first, [&](int row, int j) {
+        const double weight = near_tangent(p, q, row, j).weight;
+        if (lane_index() == 0) near_sums[row] += weight;
+      });
+    }
     clear(sums);
     clear(change);
   }
   wait_copies<0>();
   sync_block();
-  double* own_sums = (double*)(own + 2 * weight_elements(S) * (int64_t)sizeof(T));
+  if (thread_index() == 0) *own.near_tiles = near_tiles;
   const auto store = [&](int kind_of_k, int kind_of_w) {
     const int row = thread_index();
     if (row < q.row_end - q.row_begin) {
       if (kind_of_k >= 0)
-        own_sums[row * kRowSumKinds + kind_of_k] = (double)q.scale * (row_sums[row] + near_sums[row]);
-      own_sums[row * kRowSumKinds + kind_of_w] = row_sums[Tile::kRows + row];
+        own.sums[row * kRowSumKinds + kind_of_k] = (double)q.scale * (row_sums[row] + near_sums[row]);
+      own.sums[row * kRowSumKinds + kind_of_w] = row_sums[Tile::kRows + row];
     }
     sync_block();
   };

@@ -41,7 +41,7 @@ struct Pairs {
   const ProfileConstants<T>* constants;  // in shared memory
   uint32_t* near_bits;                   // (tile rows, tile columns / 32)
   double* near_sums;                     // (tile rows): near pairs' share of sum_j b_j k_ij
-  T* slab;                               // (tile rows, stride): where near pairs add their derivatives
+  T* slab;                               // (tile rows, stride): what the task's rows add up to
   int64_t slab_stride;
 };
 
@@ -189,16 +189,19 @@ DECOCT_DEVICE Jet<T> profile_of(Profile profile, const ProfileConstants<T>& c, T
       profile, [&](auto constant) { return decoct::profile<decltype(constant)::value, Order, Math>(c, r); });
 }
 
-// use(row in the tile, column of the segment) for every marked pair of a tile, by whole warps; unmarks them.
-// A row belongs to one warp.
+// use(row in the tile, column of the segment) for every marked pair of a tile, by whole warps; unmarks them,
+// or moves the marks to `kept` (kNearWords a row). A row belongs to one warp.
 template <int Rows, int Width, class Use>
-DECOCT_DEVICE void for_near(uint32_t* near_bits, int first, Use use) {
+DECOCT_DEVICE void for_near(uint32_t* near_bits, uint32_t* kept, int first, Use use) {
   for (int row = warp_index(); row < Rows; row += kWarps)
     for (int word = 0; word < Width / 32; ++word) {
       uint32_t* bits = near_bits + row * (Width / 32) + word;
       uint32_t left = *bits;
       sync_warp();
-      if (lane_index() == 0) *bits = 0;
+      if (lane_index() == 0) {
+        *bits = 0;
+        if (kept) kept[row * kNearWords + word] = left;
+      }
       for (; left; left &= left - 1) use(row, first + word * 32 + lowest_bit(left));
     }
 }
@@ -214,24 +217,31 @@ DECOCT_DEVICE double squared_distance(const T* p, const T* q, int dim) {
   return warp_sum(sum);
 }
 
-// The marked pairs of one tile. `kernel_out`: where k_ij of the tile's row and column goes, or nullptr.
-template <int Rows, int Width, class T>
-DECOCT_DEVICE void add_near_pairs(const Problem<T>& p, const Pairs<T>& q, int first, T* kernel_out) {
-  for_near<Rows, Width>(q.near_bits, first, [&](int row, int j) {
-    const int64_t i = q.first_row + q.row_begin + row, column = q.first_column + j;
-    const T *point = q.rows->points + i * p.stride, *other = q.columns->points + column * p.stride;
-    const T r = (T)squared_distance(point, other, p.dim);
-    const Jet<T> jet = profile_of<1>(p.kernel.profile, *q.constants, r);
-    const T weight = q.columns->weights[column];
-    if (lane_index() == 0) {
-      q.near_sums[row] += (double)jet.k * (double)weight;
-      if (kernel_out) kernel_out[row * kWeightColumns + j - first] = jet.k;
-    }
-    if (!q.gradient || q.kernel) return;
-    const T w = q.scale * q.rows->weights[i] * weight * jet.k1;
-    T* target = q.slab + row * q.slab_stride;
-    for (int d = lane_index(); d < p.dim; d += 32) target[d] -= w * (point[d] - other[d]);
-  });
+// A near pair from differences, computed by a whole warp: k, its weight in the row's sum, and the
+// derivative's.
+template <class T>
+struct NearPair {
+  const T *point, *other;
+  T k, weight, change;
+};
+
+template <class T>
+DECOCT_DEVICE NearPair<T> near_pair(const Problem<T>& p, const Pairs<T>& q, int row, int j) {
+  const int64_t i = q.first_row + q.row_begin + row, column = q.first_column + j;
+  NearPair<T> pair{q.rows->points + i * p.stride, q.columns->points + column * p.stride, 0, 0, 0};
+  const T r = (T)squared_distance(pair.point, pair.other, p.dim);
+  const Jet<T> jet = profile_of<1>(p.kernel.profile, *q.constants, r);
+  pair.k = jet.k;
+  pair.weight = q.columns->weights[column];
+  pair.change = q.scale * q.rows->weights[i] * pair.weight * jet.k1;
+  return pair;
+}
+
+// Its derivative to columns [begin, end) of the row's slab.
+template <class T>
+DECOCT_DEVICE void add_near_pair(const NearPair<T>& pair, T* slab, int begin, int end) {
+  for (int d = begin + lane_index(); d < end; d += 32)
+    slab[d] -= pair.change * (pair.point[d] - pair.other[d]);
 }
 
 // Sums of a lane's columns to sums of the tile's rows: lanes first, then the warps that share a row, in

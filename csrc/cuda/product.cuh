@@ -8,7 +8,7 @@
 // scratch. It alone adds to its part of the slab; launches come one after another: the order of all sums is
 // fixed. The block of the first columns adds the tasks' row sums as well.
 #pragma once
-#include "score.cuh"
+#include "hvp.cuh"
 
 namespace decoct::cuda {
 
@@ -51,8 +51,7 @@ struct ProductSteps {
     const Side<T>& side = side_of(p, columns_x);
     const int64_t first = first_row(p.segments[score.segment], columns_x) + score.col_begin + c.column;
     const T* points = p.vectors ? p.vectors : c.set == 0 ? side.points : side.tangents;
-    const T* weights = (const T*)(p.scratch + (c.task - first_score) * p.scratch_stride) +
-                       c.set * weight_elements(S) + c.column;
+    const T* weights = scratch_of<S>(p, c.task - first_score).weights + c.set * weight_elements(S) + c.column;
     T* stage = stages + at % kStages * product_stage<T, S>();
     load_tile<kStep<T>, Tile::kRows>(stage, row_pitch<T>(kStep<T>), weights, kWeightColumns, Tile::kRows, 0,
                                      kStep<T>);
@@ -86,12 +85,35 @@ DECOCT_DEVICE void add_row_sums(const Problem<T>& p, const Task& product, int fi
   const int rows = product.row_end - product.row_begin;
   for (int at = thread_index(); at < rows * kRowSumKinds; at += kThreads) {
     double total = p.sums[(int64_t)product.slab * kRowSumKinds + at];
-    for (int task = product.col_begin; task < product.value; ++task) {
-      const char* own = p.scratch + (task - first_score) * p.scratch_stride;
-      const int sets = p.tangent_centres ? 2 : 1;
-      total += ((const double*)(own + sets * weight_elements(S) * (int64_t)sizeof(T)))[at];
-    }
+    for (int task = product.col_begin; task < product.value; ++task)
+      total += scratch_of<S>(p, task - first_score).sums[at];
     p.sums[(int64_t)product.slab * kRowSumKinds + at] = total;
+  }
+}
+
+// Derivatives of the near pairs that the score tasks left out, for columns [begin, end) of the slab.
+template <Shape S, class T>
+DECOCT_DEVICE void add_near_pairs(const Problem<T>& p, const Task& product, int first_score, int begin,
+                                  int end) {
+  for (int index = product.col_begin; index < product.value; ++index) {
+    const TaskScratch<T> scratch = scratch_of<S>(p, index - first_score);
+    const uint32_t tiles = *scratch.near_tiles;
+    if (tiles == 0) continue;
+    const Task score = p.tasks[index];
+    Pairs<T> q = make_pairs(p, score, p.segments[score.segment]);
+    q.constants = &p.states[score.segment].constants;
+    for (int row = warp_index(); row < tile_rows(S); row += kWarps)
+      for (int word = 0; word < kNearWords; ++word) {
+        if (!(tiles >> word * 32 / tile_columns(S) & 1)) continue;
+        for (uint32_t left = scratch.near[row * kNearWords + word]; left; left &= left - 1) {
+          const int j = score.col_begin + word * 32 + lowest_bit(left);
+          T* slab = q.slab + row * q.slab_stride;
+          if (p.tangent_centres)
+            add_near_tangent(near_tangent(p, q, row, j), slab, begin, end);
+          else
+            add_near_pair(near_pair(p, q, row, j), slab, begin, end);
+        }
+      }
   }
 }
 
@@ -131,6 +153,10 @@ DECOCT_KERNEL product_kernel(Problem<typename A::T> p, int first_task, int first
                         column_pitch<T>(Tile::kColumns), kStep<T>);
   }
   wait_copies<0>();
+  const int begin = source.result_column,
+            end = begin + Tile::kColumns < p.dim ? begin + Tile::kColumns : p.dim;
+  if (!p.vectors) add_near_pairs<S>(p, product, first_score, begin, end);
+  sync_block();
   add_to_slab(p.slabs + (int64_t)product.slab * p.slab_stride, p.slab_stride,
               product.row_end - product.row_begin, p.slab_stride, Tile::row(),
               source.result_column + Tile::column(), sums);

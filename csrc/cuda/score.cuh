@@ -62,6 +62,25 @@ struct ScoreSteps {
   }
 };
 
+// What a score task leaves for the product that follows.
+template <class T>
+struct TaskScratch {
+  T* weights;
+  double* sums;          // (tile rows, kRowSumKinds)
+  uint32_t* near_tiles;  // bits: column tiles in which there are near pairs, whose marks are in `near`
+  uint32_t* near;        // (tile rows, kNearWords)
+};
+
+template <Shape S, class T>
+DECOCT_DEVICE TaskScratch<T> scratch_of(const Problem<T>& p, int slot) {
+  char* own = p.scratch + slot * p.scratch_stride;
+  TaskScratch<T> scratch{(T*)own, nullptr, nullptr, nullptr};
+  scratch.sums = (double*)(scratch.weights + (p.tangent_centres ? 2 : 1) * weight_elements(S));
+  scratch.near_tiles = (uint32_t*)(scratch.sums + tile_rows(S) * kRowSumKinds);
+  scratch.near = scratch.near_tiles + 4;
+  return scratch;
+}
+
 // Weights of a warp's part of a tile to scratch, two columns at a time.
 template <class T, int M, int N>
 DECOCT_DEVICE void store_weights(T* weights, int row, int column, const T (&s)[M][N][4]) {
@@ -100,8 +119,9 @@ DECOCT_KERNEL score_kernel(Problem<typename A::T> p, int first_task, bool scratc
   for (int k = thread_index(); k < Tile::kRows * Tile::kColumns / 32; k += kThreads) near_bits[k] = 0;
   for (int k = thread_index(); k < Tile::kRows; k += kThreads) near_sums[k] = 0;
 
-  char* own = p.scratch + block_index() * p.scratch_stride;
-  T* weights = scratch && q.gradient ? (T*)own : nullptr;
+  const TaskScratch<T> own = scratch_of<S>(p, block_index());
+  T* weights = scratch && q.gradient ? own.weights : nullptr;
+  uint32_t near_tiles = 0;
   const int steps = (p.stride + kStep<T> - 1) / kStep<T>;
   const int total = (task.col_end - task.col_begin + Tile::kColumns - 1) / Tile::kColumns * steps;
   const ScoreSteps<T, S> source{p,
@@ -133,16 +153,25 @@ DECOCT_KERNEL score_kernel(Problem<typename A::T> p, int first_task, bool scratc
                                                          Tile::column(), first, totals);
     T* tile_weights = weights ? weights + first - task.col_begin : nullptr;
     if (tile_weights) store_weights(tile_weights, Tile::row(), Tile::column(), sums);
-    if (sync_block_any(near))
-      add_near_pairs<Tile::kRows, Tile::kColumns>(p, q, first, q.kernel ? tile_weights : nullptr);
+    if (sync_block_any(near)) {
+      const int at_column = first - task.col_begin;
+      near_tiles |= 1u << at_column / Tile::kColumns;
+      uint32_t* kept = weights ? own.near + at_column / 32 : nullptr;
+      for_near<Tile::kRows, Tile::kColumns>(near_bits, kept, first, [&](int row, int j) {
+        const NearPair<T> pair = near_pair(p, q, row, j);
+        if (lane_index() != 0) return;
+        near_sums[row] += (double)pair.k * (double)pair.weight;
+        if (q.kernel) tile_weights[row * kWeightColumns + j - first] = pair.k;
+      });
+    }
     clear(sums);
   }
   wait_copies<0>();
   sync_block();
   collect_rows<Tile::kRows, Tile::kWarpColumns>(totals, Tile::row(), warp_index() % Tile::kWarpColumns,
                                                 row_sums);
-  double* own_sums = scratch ? (double*)(own + weight_elements(S) * (int64_t)sizeof(T)) : nullptr;
-  finish_task<Tile::kRows>(p, q, task, row_sums, own_sums, partial);
+  if (scratch && thread_index() == 0) *own.near_tiles = q.kernel ? 0 : near_tiles;
+  finish_task<Tile::kRows>(p, q, task, row_sums, scratch ? own.sums : nullptr, partial);
 }
 
 }  // namespace decoct::cuda

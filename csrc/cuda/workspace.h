@@ -31,20 +31,23 @@ struct WorkspaceLayout {
   int64_t stride, slab_stride;  // elements of a packed row and of a row of a slab
 };
 
-constexpr int kRowSumKinds =
-    3;  // sums over a row: of k; of weights, or of their change; of weights as a base
+// Sums over a row: of k; of weights, or of their change; of weights as a base.
+constexpr int kRowSumKinds = 3;
+constexpr int kNearWords = kWeightColumns / 32;  // marks of one row of a task
 
 inline int64_t padded_row(int64_t columns) {
   return (columns + kRowUnit - 1) / kRowUnit * kRowUnit;
 }
 
-// One task's scratch: its weights (two sets of them for Hessian-vector products), then its row sums.
+// One task's scratch: its weights (two sets of them for Hessian-vector products), its row sums, and the marks
+// of its near pairs, before which a word tells in what column tiles there are any.
 constexpr int64_t weight_elements(Shape shape) {
   return (int64_t)tile_rows(shape) * kWeightColumns;
 }
 inline int64_t scratch_bytes(const Sizes& s, Shape shape) {
   const int64_t element = s.rows == DType::float64 ? 8 : 4;
-  return weight_elements(shape) * element * (s.op == Op::hvp ? 2 : 1) + tile_rows(shape) * kRowSumKinds * 8;
+  return weight_elements(shape) * element * (s.op == Op::hvp ? 2 : 1) + tile_rows(shape) * kRowSumKinds * 8 +
+         (4 + tile_rows(shape) * kNearWords) * 4;
 }
 inline int64_t weight_tasks(const Sizes& s, Shape shape) {
   return kWeightBytes / scratch_bytes(s, shape);
