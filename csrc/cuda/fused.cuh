@@ -1,8 +1,8 @@
 // Value and gradient in one pass for 16 <= D <= 256: scores, weights and w p stay on chip.
 //
-//   operations   4 D multiply-adds and one exponential (or root) a pair; 3xTF32 takes three products for one
+//   operations   4 D and one exponential (or root) a pair; 3xTF32 takes three products for one
 //   bytes        D / rows-of-a-block elements a pair from cache
-//   bound        D = 64 in 3xTF32: A100 0.20, H100 0.64 Tpair/s (multiplications); D = 16 in TF32: H100 3.9,
+//   bound        D = 64 in 3xTF32: A100 0.20, H100 0.64 Tpair/s (products); D = 16 in TF32: H100 3.9,
 //   the
 //                exponentials
 //
@@ -136,10 +136,14 @@ DECOCT_KERNEL fused_kernel(Problem<float> p, int first_task) {
   }
   wait_copies<0>();
   sync_block();
-  if (q.gradient) store_gradient<Width>(q, gradient, own_row, part, touched, tiles);
+  // Read again rather than kept in registers.
+  const Task again = p.tasks[first_task + block_index()];
+  Pairs<float> done = make_pairs(p, again, p.segments[again.segment]);
+  done.near_sums = near_sums;
+  if (done.gradient) store_gradient<Width>(done, gradient, own_row, part, touched, tiles);
   double* row_sums = (double*)rows;  // these are no longer needed
   collect_rows<Tile::kRows, Tile::kWarpColumns>(totals, own_row, part, row_sums);
-  finish_task<Tile::kRows>(p, q, task, row_sums, p.sums + (int64_t)task.slab * kRowSumKinds, partial);
+  finish_task<Tile::kRows>(p, done, again, row_sums, p.sums + (int64_t)again.slab * kRowSumKinds, partial);
 }
 
 }  // namespace decoct::cuda

@@ -4,9 +4,9 @@
 // (for kernels of z = x . y: dz_ij = u_i . y_j + x_i . v_j). A product kernel then adds up
 // change_ij y_j + base_ij v_j.
 //
-//   operations   6 D multiply-adds here, 4 D in the product, one exponential (or root) a pair
+//   operations   6 D here, 4 D in the product, one exponential (or root) a pair
 //   bytes        2 D (1 / 32 + 1 / 64) elements a pair from cache, 16 for two weights out and in
-//   bound        that of the multiplications: at D = 512 in 3xTF32 A100 0.020, H100 0.064 Tpair/s
+//   bound        the products, of both kernels: at D = 512 in 3xTF32 A100 0.010, H100 0.032 Tpair/s
 //
 // The tile and the loop are those of the score kernel, with four operands a step instead of two, two steps in
 // flight. Tangents of weights alone need the points' product only.

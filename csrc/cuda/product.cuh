@@ -1,8 +1,8 @@
 // Weights in scratch times rows: slab_i += sum_j w_ij p_j, for the score tasks of one row tile.
 //
-//   operations   2 multiply-adds a pair and column of the result; nothing else
+//   operations   2 a pair and column of the result; nothing else
 //   bytes        a weight is read D / columns-of-a-tile times and a row once for each row tile, from cache
-//   bound        that of the multiplications: at D = 512 in 3xTF32 A100 0.051, H100 0.16 Tpair/s
+//   bound        the products: at D = 512 in 3xTF32 A100 0.051, H100 0.16 Tpair/s
 //
 // A block owns a row tile and a tile of the result's columns and runs along the tasks that filled the
 // scratch. It alone adds to its part of the slab; launches come one after another: the order of all sums is
@@ -130,6 +130,10 @@ DECOCT_KERNEL product_kernel(Problem<typename A::T> p, int first_task, int first
 
   const ProductSteps<T, S> source{
       p, product, stages, first_score, result_tile * Tile::kColumns, p.moving ? 2 : 1};
+  // Before the sums of the product take the registers.
+  const int begin = source.result_column,
+            end = begin + Tile::kColumns < p.dim ? begin + Tile::kColumns : p.dim;
+  if (!p.vectors) add_near_pairs<S>(p, product, first_score, begin, end);
   ProductCursor next{product.col_begin, 0, 0}, now = next;
   for (int at = 0; at < kStages - 1; ++at) {
     if (source.inside(next)) {
@@ -153,10 +157,6 @@ DECOCT_KERNEL product_kernel(Problem<typename A::T> p, int first_task, int first
                         column_pitch<T>(Tile::kColumns), kStep<T>);
   }
   wait_copies<0>();
-  const int begin = source.result_column,
-            end = begin + Tile::kColumns < p.dim ? begin + Tile::kColumns : p.dim;
-  if (!p.vectors) add_near_pairs<S>(p, product, first_score, begin, end);
-  sync_block();
   add_to_slab(p.slabs + (int64_t)product.slab * p.slab_stride, p.slab_stride,
               product.row_end - product.row_begin, p.slab_stride, Tile::row(),
               source.result_column + Tile::column(), sums);

@@ -1,16 +1,15 @@
 // Scores, weights and sums of blocks of pairs, for any D: s_ij = x_i . y_j, w_ij = c a_i b_j k'(d2_ij).
 //
-//   operations   2 D multiply-adds, one exponential (or root) a pair; 3xTF32 takes three products for one
-//   bytes        2 D (1 / columns + 1 / rows) elements a pair between cache and chip; 4 more for a stored
-//   weight bound        with D = 512 in 3xTF32: A100 0.051, H100 0.16 Tpair/s (multiplications); D = 16: the
-//                exponentials, 2.4 and 3.9 Tpair/s
+//   operations   2 D and one exponential (or root) a pair; 3xTF32 takes three products for one
+//   bytes        2 D (1 / columns + 1 / rows) elements a pair between cache and chip, one more for a weight
+//   bound        D = 512 in 3xTF32: A100 0.051, H100 0.16 Tpair/s, the products;
+//                D = 16: A100 2.4, H100 3.9 Tpair/s, the exponentials
 //
 // A block owns one row tile and runs along its columns. Both operands pass through shared memory in steps of
 // 128 bytes a row, three steps in flight across tile borders, so that the profile of one tile overlaps the
-// loads of the next. 64 x 64: four warps of 32 x 32, each word from shared memory serves 32 multiplications,
-// and 128 threads with some 55 KiB leave room for several blocks a multiprocessor. 16 x 128 for segments of
-// few rows, where a square tile would be mostly padding, and 32 x 64 in float64, of which a lane can keep
-// half as much.
+// loads of the next. 64 x 64: four warps of 32 x 32, each word from shared memory serves 32 products, and 128
+// threads with some 55 KiB leave room for several blocks a multiprocessor. 16 x 128 for segments of few rows,
+// where a square tile would be mostly padding, and 32 x 64 in float64, of which a lane can keep half as much.
 #pragma once
 #include "pairs.cuh"
 

@@ -1,10 +1,10 @@
 // Value and gradient for D < 16: distances by differences, so that no pair is near.
 //
-//   operations   3 D, with the gradient 4 D multiply-adds, and one exponential (or root) a pair
+//   operations   3 D, with the gradient 7 D, and one exponential (or root) a pair
 //   bytes        a column passes through shared memory once for 64 rows: nothing beside the arithmetic
-//   bound        the exponentials: A100 2.4, H100 3.9 Tpair/s in float32; for D = 3 some 14 instructions a
-//   pair
-//                are issued beside each, which takes A100 and H100 to 0.7 of that
+//   bound        the exponentials: A100 2.4, H100 3.9 Tpair/s in float32. At D = 3 some 24
+//                instructions a pair are issued beside each, which leaves a fifth of that on A100 and a third
+//                on H100
 //
 // A lane holds two rows in registers, every column it reads serves both. The columns of a tile are dealt to
 // the four warps, whose sums are added in order at the end.

@@ -61,17 +61,16 @@ CEILINGS = {
     "fused<Tf32x3, 128, *>": 252,
     "fused<*, 128, *>": 240,
     "fused<*, 256, *>": 255,
-    "product<Tf32x3, square>": 156,
+    "product<*, square>": 156,
+    "product<Float64, *>": 164,
     "product<*>": 128,
-    "hvp<Float64, *>": 255,
-    "hvp<Tf32x3, *>": 255,
-    "hvp<*>": 238,
+    "hvp<*>": 255,
     "small<float, gaussian, 4>": 80,
     "small<float, others, 4>": 108,
     "small<float, gaussian, 16>": 168,
     "small<double, *, 4>": 152,
     "small<*>": 200,
-    "pack<*>": 144,
+    "pack<*>": 184,
     "finish<*>": 156,
     "anchor<*>": 62,
     "segment_sums<*>": 62,
@@ -80,7 +79,9 @@ CEILINGS = {
 }
 
 # Kernels that may spill, with the reason. Never one of HOT.
-SPILLING: dict[str, str] = {}
+SPILLING: dict[str, str] = {
+    "hvp<Float64, medium>": "two float64 tiles and a second derivative: 24 bytes beyond 255 registers",
+}
 HOT = ("score", "fused", "product", "small", "pack")
 
 COUNTED = {

@@ -189,7 +189,8 @@ class Loop:
 def find_loop(kernel: Kernel, hmma: str, kind: str) -> Loop | None:
     blocks = kernel.blocks
     exponentials = [b.number for b in blocks if b.count(EXP)]
-    first = exponentials[0] if exponentials else len(blocks)
+    # A product has exponentials for near pairs only.
+    first = exponentials[0] if exponentials and kind != "product" else len(blocks)
     scores = leanest(blocks[:first], hmma)
     if scores is None:
         return None
