@@ -157,7 +157,7 @@ def test_gates_pass_good_rows() -> None:
         ("fused<Tf32, 64, gaussian>", {"stack": 32}, "32 stack bytes"),
         ("pack<float>", {"local": 8}, "8 local bytes"),
         ("hvp<Tf32, medium>", {"counts": {"STL": 4, "LDL": 5}}, "9 local loads and stores"),
-        ("product<Tf32, square>", {"registers": 129}, "129 registers, at most 128"),
+        ("product<Tf32, narrow>", {"registers": 129}, "129 registers, at most 128"),
         ("product<Tf32, square>", {"counts": {"HMMA TF32": 0}}, "0 HMMA TF32, at least 8"),
         ("fused<Tf32x3, 64, gaussian>", {"counts": {"HMMA TF32": 23}}, "23 HMMA TF32, at least 24"),
         ("fused<Bfloat16, 64, others>", {"counts": {"HMMA TF32": 8}}, "8 HMMA TF32, none"),
