@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <map>
 #include <optional>
 #include <stdexcept>
@@ -89,24 +90,25 @@ const int64_t* check_offsets(const Matrix& offsets, const char* name, int64_t ro
   return values;
 }
 
-void check_points(const Matrix& x, const Matrix& y) {
+Clouds make_rows(const Matrix& x, const Matrix& y, const Matrix& x_offsets, const Matrix& y_offsets) {
   check(x.columns == y.columns && x.dtype == y.dtype, "y: expected the columns and the dtype of x");
   check(x.dtype <= DType::bfloat16, "x: expected floating-point rows");
+  check(y_offsets.rows == x_offsets.rows, "y_offsets: expected as many offsets as x_offsets");
+  Clouds clouds{};
+  clouds.x = x;
+  clouds.y = y;
+  clouds.segments = x_offsets.rows - 1;
+  clouds.x_offsets = check_offsets(x_offsets, "x_offsets", x.rows);
+  clouds.y_offsets = check_offsets(y_offsets, "y_offsets", y.rows);
+  return clouds;
 }
 
 Clouds make_clouds(const Matrix& x, const Matrix& y, const MaybeMatrix& a, const MaybeMatrix& b,
                    const Matrix& x_offsets, const Matrix& y_offsets, const Matrix& bandwidth,
                    const Kernel& kernel) {
-  check_points(x, y);
-  Clouds clouds{};
-  clouds.x = x;
-  clouds.y = y;
+  Clouds clouds = make_rows(x, y, x_offsets, y_offsets);
   clouds.a = given(a, "a", x.rows, 1, compute_type(x));
   clouds.b = given(b, "b", y.rows, 1, compute_type(x));
-  clouds.segments = x_offsets.rows - 1;
-  check(y_offsets.rows == x_offsets.rows, "y_offsets: expected as many offsets as x_offsets");
-  clouds.x_offsets = check_offsets(x_offsets, "x_offsets", x.rows);
-  clouds.y_offsets = check_offsets(y_offsets, "y_offsets", y.rows);
   check_shape(bandwidth, "bandwidth", clouds.segments, 1, DType::float64);
   clouds.bandwidth = (double*)bandwidth.data;
   clouds.kernel = kernel;
@@ -129,41 +131,18 @@ Execution make_execution(const Matrix& schedule, const Matrix& device_schedule, 
           (void*)stream};
 }
 
-Sizes sizes_of(Op op, const Matrix& x, const int64_t* x_offsets, const int64_t* y_offsets, int64_t segments,
-               int need, int64_t columns, int threads) {
-  Sizes sizes;
-  sizes.op = op;
-  sizes.rows = x.dtype;
-  sizes.segments = segments;
-  sizes.dim = x.columns;
-  sizes.columns = columns;
-  sizes.x_offsets = x_offsets;
-  sizes.y_offsets = y_offsets;
-  sizes.need = need;
-  sizes.threads = threads;
-  return sizes;
-}
-
 // The workspace must be what the plan asked for: its layout is cheap beside the op, so it is made again.
-void check_execution(Sizes sizes, const Execution& e) {
+void check_execution(Op op, const Clouds& clouds, int need, int64_t columns, const Execution& e) {
   const auto* header = (const ScheduleHeader*)e.schedule;
-  sizes.terms = header->terms;
+  const Sizes sizes = sizes_of(op, clouds, columns, need, header->terms, e.threads);
   check(e.workspace_bytes >= workspace_bytes(sizes, e.schedule, header->words),
         "workspace: smaller than plan() asked for");
-}
-void check_execution(Op op, const Clouds& c, int need, int64_t columns, const Execution& e) {
-  check_execution(sizes_of(op, c.x, c.x_offsets, c.y_offsets, c.segments, need, columns, e.threads), e);
 }
 
 py::tuple run_plan(const std::string& op, const Matrix& x, const Matrix& y, const Matrix& x_offsets,
                    const Matrix& y_offsets, int need, int terms, int64_t columns, int threads) {
-  check_points(x, y);
-  check(y_offsets.rows == x_offsets.rows, "y_offsets: expected as many offsets as x_offsets");
-  Sizes sizes =
-      sizes_of(find(kOps, op, "op"), x, check_offsets(x_offsets, "x_offsets", x.rows),
-               check_offsets(y_offsets, "y_offsets", y.rows), x_offsets.rows - 1, need, columns, threads);
-  sizes.terms = terms;
-  const Plan made = plan(sizes);
+  const Clouds clouds = make_rows(x, y, x_offsets, y_offsets);
+  const Plan made = plan(sizes_of(find(kOps, op, "op"), clouds, columns, need, terms, threads));
   return py::make_tuple(py::array_t<int32_t>((py::ssize_t)made.schedule.size(), made.schedule.data()),
                         made.workspace_bytes);
 }
@@ -237,14 +216,14 @@ void run_kernel_matvec(const Matrix& x, const Matrix& y, const Matrix& v, const 
 
 void run_segment_sums(const Matrix& x, const MaybeMatrix& a, const Matrix& offsets, const Matrix& out,
                       const Execution& execution) {
-  const int64_t* values = check_offsets(offsets, "offsets", x.rows);
-  check_shape(out, "out", offsets.rows - 1, x.columns, compute_type(x));
-  const Matrix weights = given(a, "a", x.rows, 1, compute_type(x));
-  const std::vector<int64_t> none(offsets.rows);  // y: no rows
-  check_execution(sizes_of(Op::rows, x, values, none.data(), offsets.rows - 1, 0, 1, execution.threads),
-                  execution);
+  const std::vector<int64_t> none(std::max<int64_t>(offsets.rows, 1));
+  const Matrix no_offsets{(void*)none.data(), offsets.rows, 1, 1, DType::int64};
+  Clouds clouds = make_rows(x, {nullptr, 0, x.columns, x.columns, x.dtype}, offsets, no_offsets);
+  clouds.a = given(a, "a", x.rows, 1, compute_type(x));
+  check_shape(out, "out", clouds.segments, x.columns, compute_type(x));
+  check_execution(Op::rows, clouds, 0, 1, execution);
   const py::gil_scoped_release release;
-  segment_sums(x, weights, values, offsets.rows - 1, out, execution);
+  segment_sums(clouds, out, execution);
 }
 
 void run_mean_bandwidth(const Matrix& x, const Matrix& y, const Matrix& x_offsets, const Matrix& y_offsets,

@@ -86,6 +86,9 @@ struct Clouds {
   Kernel kernel;
 };
 
+// What a call on these clouds is planned for.
+Sizes sizes_of(Op op, const Clouds& clouds, int64_t columns, int need, int terms, int threads);
+
 struct Execution {
   const int32_t* schedule = nullptr;         // in host memory
   const int32_t* device_schedule = nullptr;  // a copy where the kernels run
@@ -121,8 +124,8 @@ struct MatvecArguments {
 void kernel_sums(const SumsArguments& arguments, const Execution& execution);
 void kernel_sums_hvp(const HvpArguments& arguments, const Execution& execution);
 void kernel_matvec(const MatvecArguments& arguments, const Execution& execution);
-void segment_sums(const Matrix& x, const Matrix& a, const int64_t* offsets, int64_t segments,
-                  const Matrix& out, const Execution& execution);
+// Of x, weighted by a; y has no rows.
+void segment_sums(const Clouds& clouds, const Matrix& out, const Execution& execution);
 void mean_bandwidth(const Clouds& clouds, const Execution& execution);
 std::string isa_name();
 

@@ -72,6 +72,11 @@ DECOCT_PROFILE void set_constants(ProfileConstants<T>& c, const Kernel& kernel, 
   }
 }
 
+// k(0) of a radial kernel.
+DECOCT_PROFILE double at_zero(const Kernel& kernel) {
+  return kernel.profile == Profile::energy ? 0 : kernel.scales;
+}
+
 template <class V>
 struct Jet {
   V k, k1, k2;
@@ -104,7 +109,8 @@ DECOCT_PROFILE Jet<V> profile_at(const ProfileConstants<T>& c, int l, V s, V roo
   return jet;
 }
 
-template <Profile P, int Order, class M, class V, class T>
+// One: whether it is known to have one scale.
+template <Profile P, int Order, class M, bool One = false, class V, class T>
 DECOCT_PROFILE Jet<V> profile(const ProfileConstants<T>& c, V s) {
   Jet<V> jet{};
   if constexpr (P == Profile::linear) {
@@ -133,7 +139,7 @@ DECOCT_PROFILE Jet<V> profile(const ProfileConstants<T>& c, V s) {
       if constexpr (Order > 0) inverse = M::inverse_or_zero(root);
     }
     jet = profile_at<P, Order, M>(c, 0, s, root, inverse);
-    for (int l = 1; l < c.scales; ++l) {
+    for (int l = 1; !One && l < c.scales; ++l) {
       const Jet<V> more = profile_at<P, Order, M>(c, l, s, root, inverse);
       jet.k += more.k;
       if constexpr (Order > 0) jet.k1 += more.k1;

@@ -1,4 +1,4 @@
-// What every backend's plan() checks first.
+// The sizes of a call, and what every backend's plan() checks first.
 #include <climits>
 #include <stdexcept>
 
@@ -17,6 +17,21 @@ void check_offsets(const int64_t* offsets, int64_t segments, const char* name) {
 }
 
 }  // namespace
+
+Sizes sizes_of(Op op, const Clouds& clouds, int64_t columns, int need, int terms, int threads) {
+  Sizes s;
+  s.op = op;
+  s.rows = clouds.x.dtype;
+  s.segments = clouds.segments;
+  s.dim = clouds.x.columns;
+  s.columns = columns;
+  s.x_offsets = clouds.x_offsets;
+  s.y_offsets = clouds.y_offsets;
+  s.need = need;
+  s.terms = terms;
+  s.threads = threads;
+  return s;
+}
 
 void check_sizes(const Sizes& s) {
   if (s.segments < 0 || s.dim < 0 || s.columns < 1 || s.threads < 1)

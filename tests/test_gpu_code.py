@@ -195,16 +195,6 @@ def test_lost_and_new_kernels_fail() -> None:
     ]
 
 
-@pytest.mark.usefixtures("few_kernels")
-def test_spills_are_excepted_by_name_only_in_cold_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [replace(row, stack=8) if row.name == "hvp<Tf32, medium>" else row for row in good_rows()]
-    assert len(gates.check(rows)) == 2
-    monkeypatch.setattr(gates, "SPILLING", {"hvp<Tf32, medium>": "a reason"})
-    assert gates.check(rows) == []
-    monkeypatch.setattr(gates, "SPILLING", {"fused<Tf32, 64, gaussian>": "a reason"})
-    assert "SPILLING names fused<Tf32, 64, gaussian>, which is hot" in gates.check(good_rows())
-
-
 def test_missing_tools_are_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

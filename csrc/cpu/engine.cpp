@@ -7,34 +7,23 @@ namespace decoct {
 namespace DECOCT_ISA {
 namespace {
 
-Sizes sizes_of(Op op, const Clouds& clouds, const Execution& e, int64_t columns) {
+Sizes planned(Op op, const Clouds& clouds, const Execution& e, int64_t columns) {
   const ScheduleHeader& header = *read_schedule(e).header;
-  Sizes s;
-  s.op = op;
-  s.rows = clouds.x.dtype;
-  s.segments = clouds.segments;
-  s.dim = clouds.x.columns;
-  s.columns = columns;
-  s.x_offsets = clouds.x_offsets;
-  s.y_offsets = clouds.y_offsets;
-  s.need = header.need;
-  s.terms = header.terms;
-  s.threads = e.threads;
-  return s;
+  return sizes_of(op, clouds, columns, header.need, header.terms, e.threads);
 }
 
 void kernel_sums(const SumsArguments& a, const Execution& e) {
-  const Sizes sizes = sizes_of(Op::sums, a.clouds, e, 1);
+  const Sizes sizes = planned(Op::sums, a.clouds, e, 1);
   sizes.rows == DType::float64 ? run_sums<double>(a, sizes, e) : run_sums<float>(a, sizes, e);
 }
 
 void kernel_sums_hvp(const HvpArguments& a, const Execution& e) {
-  const Sizes sizes = sizes_of(Op::hvp, a.clouds, e, 1);
+  const Sizes sizes = planned(Op::hvp, a.clouds, e, 1);
   sizes.rows == DType::float64 ? run_hvp<double>(a, sizes, e) : run_hvp<float>(a, sizes, e);
 }
 
 void kernel_matvec(const MatvecArguments& a, const Execution& e) {
-  const Sizes sizes = sizes_of(Op::matvec, a.clouds, e, a.v.columns);
+  const Sizes sizes = planned(Op::matvec, a.clouds, e, a.v.columns);
   sizes.rows == DType::float64 ? run_matvec<double>(a, sizes, e) : run_matvec<float>(a, sizes, e);
 }
 

@@ -60,9 +60,8 @@ void kernel_sums_hvp(const HvpArguments& a, const Execution& e) {
 void kernel_matvec(const MatvecArguments& a, const Execution& e) {
   cpu::engine().kernel_matvec(a, cpu::on_huge_pages(e));
 }
-void segment_sums(const Matrix& x, const Matrix& a, const int64_t* offsets, int64_t segments,
-                  const Matrix& out, const Execution& e) {
-  cpu::engine().segment_sums(x, a, offsets, segments, out, e);
+void segment_sums(const Clouds& clouds, const Matrix& out, const Execution& e) {
+  cpu::engine().segment_sums(clouds, out, e);
 }
 void mean_bandwidth(const Clouds& clouds, const Execution& e) {
   cpu::engine().mean_bandwidth(clouds, e);

@@ -9,8 +9,7 @@ struct Engine {
   void (*kernel_sums)(const SumsArguments&, const Execution&);
   void (*kernel_sums_hvp)(const HvpArguments&, const Execution&);
   void (*kernel_matvec)(const MatvecArguments&, const Execution&);
-  void (*segment_sums)(const Matrix&, const Matrix&, const int64_t*, int64_t, const Matrix&,
-                       const Execution&);
+  void (*segment_sums)(const Clouds&, const Matrix&, const Execution&);
   void (*mean_bandwidth)(const Clouds&, const Execution&);
   int64_t (*workspace_bytes)(const Sizes&, int64_t chunks, int64_t tasks);
 };

@@ -10,36 +10,37 @@ namespace DECOCT_ISA {
 constexpr int64_t kColumnChunk = 256;  // columns of one task: their double sums stay in the first-level cache
 
 struct SegmentSumsRun {
-  const Matrix *x, *a, *out;
-  const int64_t* offsets;
+  const Clouds& clouds;
+  const Matrix& out;
   int64_t chunks;  // column chunks of a segment
 };
 
 template <class T>
 static void segment_sums_task(void* context, int64_t task, int) {
   const auto& run = *(const SegmentSumsRun*)context;
+  const Matrix &x = run.clouds.x, &a = run.clouds.a;
   const int64_t c = task / run.chunks, d0 = task % run.chunks * kColumnChunk;
-  const int64_t first = run.offsets[c], rows = run.offsets[c + 1] - first;
+  const int64_t first = run.clouds.x_offsets[c], rows = run.clouds.x_offsets[c + 1] - first;
   Cloud<T> cloud{};
-  cloud.source = (const char*)run.x->data + (first * run.x->stride + d0) * element_bytes(run.x->dtype);
-  cloud.source_stride = run.x->stride;
-  cloud.dtype = run.x->dtype;
-  cloud.dim = run.x->columns - d0 < kColumnChunk ? run.x->columns - d0 : kColumnChunk;
+  cloud.source = (const char*)x.data + (first * x.stride + d0) * element_bytes(x.dtype);
+  cloud.source_stride = x.stride;
+  cloud.dtype = x.dtype;
+  cloud.dim = x.columns - d0 < kColumnChunk ? x.columns - d0 : kColumnChunk;
   double sums[kColumnChunk] = {};
   for (int64_t i = 0; i < rows; ++i) {
-    const double weight = run.a->data ? (double)((const T*)run.a->data)[first + i] : 1.0;
+    const double weight = a.data ? (double)((const T*)a.data)[first + i] : 1.0;
     for_row(cloud, i, [&](int64_t d, T v) { sums[d] += weight * v; });
   }
-  const double scale = run.a->data || rows == 0 ? 1.0 : 1.0 / (double)rows;
-  T* out = (T*)run.out->data + c * run.out->stride + d0;
+  const double scale = a.data || rows == 0 ? 1.0 : 1.0 / (double)rows;
+  T* out = (T*)run.out.data + c * run.out.stride + d0;
   for (int64_t d = 0; d < cloud.dim; ++d) out[d] = (T)(sums[d] * scale);
 }
 
-static void run_segment_sums(const Matrix& x, const Matrix& a, const int64_t* offsets, int64_t segments,
-                             const Matrix& out, const Execution& e) {
-  SegmentSumsRun run{&x, &a, &out, offsets, (x.columns + kColumnChunk - 1) / kColumnChunk};
+static void run_segment_sums(const Clouds& clouds, const Matrix& out, const Execution& e) {
+  const Matrix& x = clouds.x;
+  SegmentSumsRun run{clouds, out, (x.columns + kColumnChunk - 1) / kColumnChunk};
   const int threads = x.rows * x.columns < (1 << 15) ? 1 : e.threads;
-  cpu::parallel_for(segments * run.chunks, threads, &run,
+  cpu::parallel_for(clouds.segments * run.chunks, threads, &run,
                     x.dtype == DType::float64 ? segment_sums_task<double> : segment_sums_task<float>);
 }
 

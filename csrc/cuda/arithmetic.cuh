@@ -123,33 +123,35 @@ constexpr int kPart = 32;  // columns of a part
 // What TF32 and 3xTF32 share.
 template <class A>
 struct TensorFloat : A {
-  template <int M, int N>
-  static DECOCT_DEVICE void multiply_rows(float (&sums)[M][N][4], const float* a, int a_stride,
-                                          const float* b, int b_stride, int depth) {
+  // load_right(B's words, k) supplies the second operand.
+  template <int M, int N, class LoadRight>
+  static DECOCT_DEVICE void multiply_with(float (&sums)[M][N][4], const float* a, int a_stride, int depth,
+                                          LoadRight load_right) {
     for (int begin = 0; begin < depth; begin += kPart)
       A::in_parts(sums, [&](float(&part)[M][N][4]) {
         for (int k = begin; k < depth && k < begin + kPart; k += 8) {
           uint32_t left[M][4], right[N][2];
           load_left(left, a, a_stride, k);
-          load_right_rows(right, b, b_stride, k);
+          load_right(right, k);
           A::multiply(part, left, right);
         }
       });
   }
 
   template <int M, int N>
+  static DECOCT_DEVICE void multiply_rows(float (&sums)[M][N][4], const float* a, int a_stride,
+                                          const float* b, int b_stride, int depth) {
+    multiply_with(sums, a, a_stride, depth,
+                  [&](uint32_t(&right)[N][2], int k) { load_right_rows(right, b, b_stride, k); });
+  }
+
+  template <int M, int N>
   static DECOCT_DEVICE void multiply_columns(float (&sums)[M][N][4], const float* a, int a_stride,
                                              const float* b, int b_stride, int depth) {
     const int t = lane_index() % 4;
-    for (int begin = 0; begin < depth; begin += kPart)
-      A::in_parts(sums, [&](float(&part)[M][N][4]) {
-        for (int k = begin; k < depth && k < begin + kPart; k += 8) {
-          uint32_t left[M][4], right[N][2];
-          load_left(left, a, a_stride, k);
-          load_right_columns(right, b, b_stride, k + t, k + t + 4);
-          A::multiply(part, left, right);
-        }
-      });
+    multiply_with(sums, a, a_stride, depth, [&](uint32_t(&right)[N][2], int k) {
+      load_right_columns(right, b, b_stride, k + t, k + t + 4);
+    });
   }
 
   // sums += weights b: b's rows are the columns of the weights.
@@ -199,20 +201,14 @@ struct Bfloat16 {
     }
   }
 
-  template <int M, int N>
-  static DECOCT_DEVICE void multiply_rows(float (&sums)[M][N][4], const float* a, int a_stride,
-                                          const float* b, int b_stride, int depth) {
+  template <int N>
+  static DECOCT_DEVICE void load_rows16(uint32_t (&b)[N][2], const float* tile, int stride, int k) {
     const int g = lane_index() / 4, t = lane_index() % 4;
-    for (int k = 0; k < depth; k += 16) {
-      uint32_t left[M][4], right[N][2];
-      load_left16(left, a, a_stride, k);
 #pragma unroll
-      for (int n = 0; n < N; ++n) {
-        const float* row = b + (n * 8 + g) * b_stride + k + 2 * t;
-        right[n][0] = pair(row);
-        right[n][1] = pair(row + 8);
-      }
-      multiply_bfloat16(sums, left, right);
+    for (int n = 0; n < N; ++n) {
+      const float* row = tile + (n * 8 + g) * stride + k + 2 * t;
+      b[n][0] = pair(row);
+      b[n][1] = pair(row + 8);
     }
   }
 
@@ -224,6 +220,17 @@ struct Bfloat16 {
       const float* p = tile + (k + 2 * t) * stride + n * 8 + g;
       b[n][0] = pack_bfloat16(p[0], p[stride]);
       b[n][1] = pack_bfloat16(p[8 * stride], p[9 * stride]);
+    }
+  }
+
+  template <int M, int N>
+  static DECOCT_DEVICE void multiply_rows(float (&sums)[M][N][4], const float* a, int a_stride,
+                                          const float* b, int b_stride, int depth) {
+    for (int k = 0; k < depth; k += 16) {
+      uint32_t left[M][4], right[N][2];
+      load_left16(left, a, a_stride, k);
+      load_rows16(right, b, b_stride, k);
+      multiply_bfloat16(sums, left, right);
     }
   }
 
@@ -278,25 +285,19 @@ struct Scalar {
   template <int M, int N>
   static DECOCT_DEVICE void multiply_rows(T (&sums)[M][N][4], const T* a, int a_stride, const T* b,
                                           int b_stride, int depth) {
-    const int g = lane_index() / 4, t = lane_index() % 4;
-#pragma unroll 2
-    for (int k = 0; k < depth; ++k) {
-      T left[M][2], right[N][2];
-#pragma unroll
-      for (int m = 0; m < M; ++m)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) left[m][h] = a[(m * 16 + h * 8 + g) * a_stride + k];
-#pragma unroll
-      for (int n = 0; n < N; ++n)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) right[n][h] = b[(n * 8 + 2 * t + h) * b_stride + k];
-      add(sums, left, right);
-    }
+    multiply(sums, a, a_stride, b, b_stride, 1, depth);
   }
-
   template <int M, int N>
   static DECOCT_DEVICE void multiply_columns(T (&sums)[M][N][4], const T* a, int a_stride, const T* b,
                                              int b_stride, int depth) {
+    multiply(sums, a, a_stride, b, 1, b_stride, depth);
+  }
+
+ private:
+  // b_column, b_step: from one column of B to the next, and from one k to the next.
+  template <int M, int N>
+  static DECOCT_DEVICE void multiply(T (&sums)[M][N][4], const T* a, int a_stride, const T* b, int b_column,
+                                     int b_step, int depth) {
     const int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll 2
     for (int k = 0; k < depth; ++k) {
@@ -308,19 +309,14 @@ struct Scalar {
 #pragma unroll
       for (int n = 0; n < N; ++n)
 #pragma unroll
-        for (int h = 0; h < 2; ++h) right[n][h] = b[k * b_stride + n * 8 + 2 * t + h];
-      add(sums, left, right);
+        for (int h = 0; h < 2; ++h) right[n][h] = b[(n * 8 + 2 * t + h) * b_column + k * b_step];
+#pragma unroll
+      for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int n = 0; n < N; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) sums[m][n][e] += left[m][e / 2] * right[n][e % 2];
     }
-  }
-
-  template <int M, int N>
-  static DECOCT_DEVICE void add(T (&sums)[M][N][4], const T (&left)[M][2], const T (&right)[N][2]) {
-#pragma unroll
-    for (int m = 0; m < M; ++m)
-#pragma unroll
-      for (int n = 0; n < N; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) sums[m][n][e] += left[m][e / 2] * right[n][e % 2];
   }
 };
 

@@ -100,6 +100,13 @@ DECOCT_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(Pending) : "memory");
 }
 
+// a b + c, rounded once.
+DECOCT_DEVICE float multiply_add(float a, float b, float c) {
+  return __fmaf_rn(a, b, c);
+}
+DECOCT_DEVICE double multiply_add(double a, double b, double c) {
+  return __fma_rn(a, b, c);
+}
 // The nearest number with 10 bits of mantissa, as a float's bits.
 DECOCT_DEVICE uint32_t to_tf32(float value) {
   uint32_t bits;

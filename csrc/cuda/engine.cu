@@ -31,15 +31,7 @@ struct Call {
 
   Call(Op op, const Clouds& clouds, int64_t columns, const Execution& e) : execution(e) {
     const Header& header = *(const Header*)e.schedule;
-    sizes.op = op;
-    sizes.rows = clouds.x.dtype;
-    sizes.segments = clouds.segments;
-    sizes.dim = clouds.x.columns;
-    sizes.columns = columns;
-    sizes.x_offsets = clouds.x_offsets;
-    sizes.y_offsets = clouds.y_offsets;
-    sizes.need = header.common.need;
-    sizes.terms = header.common.terms;
+    sizes = sizes_of(op, clouds, columns, header.common.need, header.common.terms, e.threads);
     host = view_schedule(e.schedule, header, sizes.segments);
     layout = workspace_layout(sizes, header);
     set_schedule(view_schedule(e.device_schedule, header, sizes.segments));
@@ -248,17 +240,9 @@ void run_mean_bandwidth(const Clouds& clouds, const Execution& e) {
 }  // namespace
 }  // namespace cuda
 
-void segment_sums(const Matrix& x, const Matrix& a, const int64_t* offsets, int64_t segments,
-                  const Matrix& out, const Execution& e) {
-  const std::vector<int64_t> none((size_t)segments + 1);
-  Clouds clouds{};
-  clouds.x = clouds.y = x;
-  clouds.a = a;
-  clouds.x_offsets = offsets;
-  clouds.y_offsets = none.data();
-  clouds.segments = segments;
-  cuda::is_double(x) ? cuda::run_segment_sums<double>(clouds, out, e)
-                     : cuda::run_segment_sums<float>(clouds, out, e);
+void segment_sums(const Clouds& clouds, const Matrix& out, const Execution& e) {
+  cuda::is_double(clouds.x) ? cuda::run_segment_sums<double>(clouds, out, e)
+                            : cuda::run_segment_sums<float>(clouds, out, e);
 }
 void mean_bandwidth(const Clouds& clouds, const Execution& e) {
   cuda::is_double(clouds.x) ? cuda::run_mean_bandwidth<double>(clouds, e)

@@ -2,9 +2,8 @@
 //
 //   operations   4 D and one exponential (or root) a pair; 3xTF32 takes three products for one
 //   bytes        D / rows-of-a-block elements a pair from cache
-//   bound        D = 64 in 3xTF32: A100 0.20, H100 0.64 Tpair/s (products); D = 16 in TF32: H100 3.9,
-//   the
-//                exponentials
+//   bound        D = 64 in 3xTF32: A100 0.20, H100 0.64 Tpair/s, the products;
+//                D = 16 in TF32: H100 3.9 Tpair/s, the exponentials
 //
 // A block keeps its rows in shared memory and runs along the columns, two tiles in flight. Two pairs of warps
 // deal the rows and the columns of a tile among them: a warp's weights are then the left operand of its own
@@ -12,7 +11,7 @@
 // lie in its registers, at most 128 a thread. At the end the two warps that share rows add theirs up in
 // order.
 #pragma once
-#include "pairs.cuh"
+#include "weigh.cuh"
 
 namespace decoct::cuda {
 
@@ -85,14 +84,7 @@ DECOCT_KERNEL fused_kernel(Problem<float> p, int first_task) {
   auto* constants = shared.take<ProfileConstants<float>>(1);
 
   const Task task = p.tasks[first_task + block_index()];
-  const SegmentPlan s = p.segments[task.segment];
-  Pairs<float> q = make_pairs(p, task, s);
-  q.constants = constants;
-  q.near_bits = near_bits;
-  q.near_sums = near_sums;
-  copy_constants(constants, p.states[task.segment].constants);
-  for (int k = thread_index(); k < Tile::kRows * Tile::kColumns / 32; k += kThreads) near_bits[k] = 0;
-  for (int k = thread_index(); k < Tile::kRows; k += kThreads) near_sums[k] = 0;
+  const Pairs<float> q = begin_pairs<Tile::kRows, Tile::kColumns>(p, task, constants, near_bits, near_sums);
 
   load_tile<Width, Tile::kRows>(rows, Tile::kPitch, q.rows->points + (q.first_row + q.row_begin) * p.stride,
                                 p.stride, q.row_end - q.row_begin, 0, p.stride);

@@ -1,6 +1,5 @@
-// Weights of Hessian-vector products. With tangents u, v of the points and da, db of the weights,
-//   dr_ij = 2 (x_i - y_j) . (u_i - v_j),   change_ij = dq_ij k' + q_ij k'' dr_ij,   base_ij = q_ij k',   q =
-//   a b
+// Weights of Hessian-vector products. With q = a b, tangents u, v of the points and da, db of the weights,
+//   dr_ij = 2 (x_i - y_j) . (u_i - v_j),   change_ij = dq_ij k' + q_ij k'' dr_ij,   base_ij = q_ij k'
 // (for kernels of z = x . y: dz_ij = u_i . y_j + x_i . v_j). A product kernel then adds up
 // change_ij y_j + base_ij v_j.
 //
@@ -70,12 +69,11 @@ struct TangentSums {
 // `argument` is d2 (or x.y), `along` its change. `change` and `base` receive the weights of y and of v.
 template <class A, Profile P, class T>
 DECOCT_DEVICE void weigh_tangent(const Pairs<T>& q, const TangentPoint<T>& x, const TangentPoint<T>& y,
-                                 bool self, T argument, T along, T& change, T& base, TangentSums<T>& sums) {
+                                 T argument, T along, T& change, T& base, TangentSums<T>& sums) {
   const Jet<T> jet = profile<P, 2, Math>(*q.constants, argument);
   const T pair = y.weight * x.weight;
-  T w = ((y.weight * x.change + y.change * x.weight) * jet.k1 + pair * jet.k2 * along) * q.scale;
-  T w_base = pair * jet.k1 * (q.scale * q.constants->turning);
-  if (self) w = w_base = 0;
+  const T w = ((y.weight * x.change + y.change * x.weight) * jet.k1 + pair * jet.k2 * along) * q.scale;
+  const T w_base = pair * jet.k1 * (q.scale * q.constants->turning);
   change = A::weight(w);
   base = A::weight(w_base);
   sums.change += change;
@@ -91,7 +89,9 @@ DECOCT_DEVICE bool weigh_tangents(const Pairs<typename A::T>& q, bool moving, bo
                                   int column, int first, RowTotals<M>& totals, RowTotals<M>& bases) {
   using T = typename A::T;
   const int g = lane_index() / 4, t = lane_index() % 4;
-  bool any = false;
+  NearMask<M, N> near;
+  if constexpr (is_radial(P))
+    exclude_self(q, s, row, first + column, (T)(differences ? -INFINITY : INFINITY));
   TangentPoint<T> points[M][2];
   TangentSums<T> sums[M][2] = {};
 #pragma unroll
@@ -116,7 +116,6 @@ DECOCT_DEVICE bool weigh_tangents(const Pairs<typename A::T>& q, bool moving, bo
           const TangentPoint<T>& point = points[m][h];
           TangentPoint<T> counted = other;
           T argument = s[m][n][2 * h + e], along = change[m][n][2 * h + e];
-          bool self = false;
           if constexpr (is_radial(P)) {
             const T both = point.norm + other.norm;
             if (!differences) {
@@ -124,18 +123,16 @@ DECOCT_DEVICE bool weigh_tangents(const Pairs<typename A::T>& q, bool moving, bo
               along = point.dot + other.dot - along;
             }
             along *= 2;
-            self = q.same && i == j;
-            if (self) argument = point.norm - point.norm;
-            if (!self && there && i < q.row_end && argument < kNear<T> * both) {
+            const bool close = there && i < q.row_end && argument < kNear<T> * both;
+            if (close) {
               argument = both;
               counted.weight = counted.change = 0;
-              any = true;
-              mark_near(q, row + m * 16 + h * 8 + g, column + n * 8 + 2 * t + e, Width);
             }
+            near.add(m, h, n, e, close);
           }
-          if (!moving || self) along = 0;
-          weigh_tangent<A, P>(q, point, counted, self, argument, along, s[m][n][2 * h + e],
-                              change[m][n][2 * h + e], sums[m][h]);
+          if (!moving) along = 0;
+          weigh_tangent<A, P>(q, point, counted, argument, along, s[m][n][2 * h + e], change[m][n][2 * h + e],
+                              sums[m][h]);
         }
     }
 #pragma unroll
@@ -146,7 +143,7 @@ DECOCT_DEVICE bool weigh_tangents(const Pairs<typename A::T>& q, bool moving, bo
       totals.w[m][h] += (double)sums[m][h].change;
       bases.w[m][h] += (double)sums[m][h].base;
     }
-  return any;
+  return near.template mark<Width>(q, row, column, first);
 }
 
 // A near pair from differences, computed by a whole warp: its part of the row's derivative by its weight, and
@@ -226,14 +223,7 @@ DECOCT_KERNEL hvp_kernel(Problem<typename A::T> p, int first_task) {
   auto* constants = shared.take<ProfileConstants<T>>(1);
 
   const Task task = p.tasks[first_task + block_index()];
-  const SegmentPlan s = p.segments[task.segment];
-  Pairs<T> q = make_pairs(p, task, s);
-  q.constants = constants;
-  q.near_bits = near_bits;
-  q.near_sums = near_sums;
-  copy_constants(constants, p.states[task.segment].constants);
-  for (int k = thread_index(); k < Tile::kRows * Tile::kColumns / 32; k += kThreads) near_bits[k] = 0;
-  for (int k = thread_index(); k < Tile::kRows; k += kThreads) near_sums[k] = 0;
+  const Pairs<T> q = begin_pairs<Tile::kRows, Tile::kColumns>(p, task, constants, near_bits, near_sums);
 
   const TaskScratch<T> own = scratch_of<S>(p, block_index());
   uint32_t near_tiles = 0;

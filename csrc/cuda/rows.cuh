@@ -131,7 +131,8 @@ DECOCT_DEVICE double pack_rows(const Problem<T>& p, const Chunk& chunk, double* 
   const Side<T>& side = side_of(p, chunk.on_x);
   const T* centre = p.centres + (int64_t)chunk.segment * p.dim;
   const T inverse_spread = (T)(1 / p.states[chunk.segment].spread);
-  const T mean_weight = T(1) / (T)rows_of(s, chunk.on_x);
+  // Of products with vectors, pairs have no weights.
+  const T mean_weight = p.vectors ? T(1) : T(1) / (T)rows_of(s, chunk.on_x);
   double total = 0;
   bool finite = true;
   for (int begin = chunk.row_begin; begin < chunk.row_end; begin += kGroupRows) {

@@ -11,7 +11,7 @@
 // threads with some 55 KiB leave room for several blocks a multiprocessor. 16 x 128 for segments of few rows,
 // where a square tile would be mostly padding, and 32 x 64 in float64, of which a lane can keep half as much.
 #pragma once
-#include "pairs.cuh"
+#include "weigh.cuh"
 
 namespace decoct::cuda {
 
@@ -109,14 +109,7 @@ DECOCT_KERNEL score_kernel(Problem<typename A::T> p, int first_task, bool scratc
   auto* constants = shared.take<ProfileConstants<T>>(1);
 
   const Task task = p.tasks[first_task + block_index()];
-  const SegmentPlan s = p.segments[task.segment];
-  Pairs<T> q = make_pairs(p, task, s);
-  q.constants = constants;
-  q.near_bits = near_bits;
-  q.near_sums = near_sums;
-  copy_constants(constants, p.states[task.segment].constants);
-  for (int k = thread_index(); k < Tile::kRows * Tile::kColumns / 32; k += kThreads) near_bits[k] = 0;
-  for (int k = thread_index(); k < Tile::kRows; k += kThreads) near_sums[k] = 0;
+  const Pairs<T> q = begin_pairs<Tile::kRows, Tile::kColumns>(p, task, constants, near_bits, near_sums);
 
   const TaskScratch<T> own = scratch_of<S>(p, block_index());
   T* weights = scratch && q.gradient ? own.weights : nullptr;

@@ -31,7 +31,7 @@ struct SmallRow {
 template <class T, Profile P, bool One, int Width>
 DECOCT_DEVICE void meet_columns(const Pairs<T>& q, const T* columns, const T* weights,
                                 SmallRow<T, Width> (&rows)[2]) {
-  constexpr int order = P == Profile::gaussian && One ? 0 : 1;
+  constexpr bool multiple = P == Profile::gaussian && One;  // k' of k
   T k_sum[2] = {};
 #pragma unroll 2
   for (int j = 0; j < kSmallWarpColumns; ++j) {
@@ -47,10 +47,10 @@ DECOCT_DEVICE void meet_columns(const Pairs<T>& q, const T* columns, const T* we
         const T difference = rows[r].point[d] - other[d];
         argument += is_radial(P) ? difference * difference : rows[r].point[d] * other[d];
       }
-      const Jet<T> jet = profile<P, order, Math>(*q.constants, argument);
+      const Jet<T> jet = profile<P, multiple ? 0 : 1, Math, One>(*q.constants, argument);
       const T k = jet.k * weight;
       k_sum[r] += k;
-      const T w = (order == 0 ? k * -q.constants->slope[0] : jet.k1 * weight) * rows[r].scale;
+      const T w = (multiple ? k * -q.constants->slope[0] : jet.k1 * weight) * rows[r].scale;
 #pragma unroll
       for (int d = 0; d < Width; ++d)
         rows[r].gradient[d] += w * (is_radial(P) ? other[d] - rows[r].point[d] : other[d]);

@@ -113,6 +113,12 @@ inline uint32_t as_bits(float value) {
   std::memcpy(&bits, &value, 4);
   return bits;
 }
+inline float multiply_add(float a, float b, float c) {
+  return std::fma(a, b, c);
+}
+inline double multiply_add(double a, double b, double c) {
+  return std::fma(a, b, c);
+}
 // Ties go away from zero.
 inline uint32_t to_tf32(float value) {
   if (std::isnan(value)) return 0x7fffffffu;

@@ -65,6 +65,10 @@ Shape few(int dim) {
 Shape narrow(int dim) {
   return {{5, 3, 0}, {10, 16, 2}, dim};
 }
+// Where rows are copied: two that are the centre of their segment, so that their norm is 0.
+Shape alike(int dim) {
+  return {{1}, {1}, dim};
+}
 Shape split(int dim) {
   return {{18}, {300}, dim};
 }
@@ -153,6 +157,7 @@ void test_fused() {
       for (const Case& test : {kGaussian, kGaussian5, kLaplacian})
         test_sums<float>("fused", near_setup(few(dim)), test, {0, kAll}, precision);
     test_sums<float>("fused split", near_setup(split(129)), kGaussian, {kX, kY}, precision);
+    test_sums<float>("fused alike", near_setup(alike(33)), kGaussian, {kAll}, precision);
     if (quick) continue;
     for (const int dim : {16, 31, 64, 65, 128, 129, 256})
       test_sums<float>("fused ragged", near_setup(ragged(dim)), dim % 2 ? kCross : kGaussian, {0, kY | kB},
@@ -179,6 +184,7 @@ void test_weights() {
       test_sums<double>("weights", near_setup(few(dim), DType::float64), test, {0, kAll});
       test_sums<double>("weights split", near_setup(split(dim), DType::float64), test, {kY});
     }
+  test_sums<float>("weights alike", near_setup(alike(257)), kLaplacian, {kAll});
   test_poison("weights", 257);
   if (quick) return;
   for (const Case& test : all_cases()) {
@@ -203,6 +209,7 @@ void test_hvps() {
     test_hvp<double>(far_setup(few(dim), DType::float64), kEnergy, {kAll}, kY | kB);
   }
   test_hvp<float>(near_setup(split(20)), kGaussian, {kAll}, moving);
+  test_hvp<float>(near_setup(alike(20)), kGaussian, {kAll}, moving);
   if (quick) return;
   for (const Case& test : all_cases())
     for (const int dim : {1, 15, 16}) {
@@ -245,18 +252,12 @@ void test_segment_sums(const Setup& setup, const std::string& name) {
   Problem<T> p(setup);
   const int64_t segments = p.count(), dim = setup.shape.dim;
   const std::vector<int64_t> none((size_t)segments + 1);
-  Sizes sizes = p.sizes(Op::rows, 0, 0);
-  sizes.y_offsets = none.data();
-  const Matrix weights{p.a.data(), (int64_t)p.a.size(), 1, 1, dtype_of<T>};
+  Clouds clouds = p.clouds(Kernel{}, nullptr);
+  clouds.y_offsets = none.data();
   const Grid<T> out = in_all_orders(name, [&] {
     Grid<T> sums(segments, dim, 2);
-    // An empty segment has no block: what the caller has there stays.
-    for (int64_t c = 0; c < segments; ++c)
-      for (int d = 0; d < dim && p.segments[c].n == 0; ++d) sums.data[c * sums.stride + d] = 0;
-    execute(sizes, Precision::highest, [&](const Execution& e) {
-      segment_sums(p.x.matrix(), setup.weighted ? weights : Matrix{}, p.x_offsets.data(), segments,
-                   sums.matrix(), e);
-    });
+    execute(sizes_of(Op::rows, clouds, 1, 0, 0, 1), Precision::highest,
+            [&](const Execution& e) { segment_sums(clouds, sums.matrix(), e); });
     return sums;
   });
   Bound bound;
