@@ -10,16 +10,20 @@
 //
 // 3xTF32: v = big + small; big big + big small + small big leaves about 2^-22 of a product. Tensor
 // cores cut sums off instead of rounding them, which adds up over a long sum: 3xTF32 sums are made in parts
-// of at most 32 columns and added by ordinary additions. TF32 operands are rounded when rows are packed, so
-// that no conversion is left in the loop (weights excepted).
+// of at most 32 columns and added by ordinary additions. Operands are rounded, bfloat16 also stored, when
+// rows are packed, so that no conversion is left in the loop (weights excepted).
 #pragma once
-#include "compat.cuh"
+#include "problem.cuh"
 
 namespace decoct::cuda {
 
 // Rows of tiles in shared memory are this many bytes longer than their contents, so that the eight rows that
 // a warp reads at a time lie in different banks.
 constexpr int kTilePadding = 16;
+
+// Elements in 16 bytes, a row of the matrices that load_matrices reads.
+template <class P>
+constexpr int kPiece = 16 / (int)sizeof(P);
 
 // The rest of a rounded number has twelve bits and a sign: of its eleven that a tensor core reads at most the
 // last is lost, a unit in the last place of `value`. Integer rounding takes half of the instructions of a
@@ -29,27 +33,24 @@ DECOCT_DEVICE void split_tf32(float value, uint32_t& big, uint32_t& small) {
   small = as_bits(value - as_float(big));
 }
 
-// A (16 M rows) by k8 steps from a row-major tile: four words a lane and m.
-template <int M>
-DECOCT_DEVICE void load_left(uint32_t (&a)[M][4], const float* tile, int stride, int k) {
+// A (16 M rows) for one instruction's k, 32 bytes of a row, from a row-major tile: four words a lane and m.
+template <int M, class P>
+DECOCT_DEVICE void load_left(uint32_t (&a)[M][4], const P* tile, int stride, int k) {
   const int lane = lane_index();
 #pragma unroll
-  for (int m = 0; m < M; ++m) load_matrices(a[m], tile + (m * 16 + lane % 16) * stride + k + lane / 16 * 4);
+  for (int m = 0; m < M; ++m)
+    load_matrices(a[m], tile + (m * 16 + lane % 16) * stride + k + lane / 16 * kPiece<P>);
 }
 
-// Both halves of k of B's columns, stored along k: two column groups at a time, an odd one on its own.
-template <int N>
-DECOCT_DEVICE void load_right_rows(uint32_t (&b)[N][2], const float* tile, int stride, int k) {
+// Both halves of k of B's columns, stored along k: two column groups at a time.
+template <int N, class P>
+DECOCT_DEVICE void load_right_rows(uint32_t (&b)[N][2], const P* tile, int stride, int k) {
+  static_assert(N % 2 == 0);
   const int lane = lane_index();
-  if constexpr (N % 2 == 1) {
-    const float* row = tile + ((N - 1) * 8 + lane / 4) * stride + k + lane % 4;
-    b[N - 1][0] = as_bits(row[0]);
-    b[N - 1][1] = as_bits(row[4]);
-  }
 #pragma unroll
-  for (int n = 0; n + 1 < N; n += 2) {
+  for (int n = 0; n < N; n += 2) {
     uint32_t words[4];
-    load_matrices(words, tile + ((n + lane / 16) * 8 + lane % 8) * stride + k + lane / 8 % 2 * 4);
+    load_matrices(words, tile + ((n + lane / 16) * 8 + lane % 8) * stride + k + lane / 8 % 2 * kPiece<P>);
     b[n][0] = words[0];
     b[n][1] = words[1];
     b[n + 1][0] = words[2];
@@ -123,6 +124,13 @@ constexpr int kPart = 32;  // columns of a part
 // What TF32 and 3xTF32 share.
 template <class A>
 struct TensorFloat : A {
+  using Point = float;  // what operands are stored as
+
+  static DECOCT_DEVICE float point(float value) { return value; }
+  static DECOCT_DEVICE void store(float* to, float first, float second) {
+    *(Pair<float>*)to = {first, second};
+  }
+
   // load_right(B's words, k) supplies the second operand.
   template <int M, int N, class LoadRight>
   static DECOCT_DEVICE void multiply_with(float (&sums)[M][N][4], const float* a, int a_stride, int depth,
@@ -181,76 +189,60 @@ struct TensorFloat : A {
 using Tf32 = TensorFloat<Single>;
 using Tf32x3 = TensorFloat<Triple>;
 
-// bfloat16 products of points kept as floats: pairs are packed on their way into registers.
+// bfloat16 products; sums and what follows them are floats.
 struct Bfloat16 {
   using T = float;
+  using Point = uint16_t;
 
-  static DECOCT_DEVICE uint32_t pair(const float* p) { return pack_bfloat16(p[0], p[1]); }
-  static DECOCT_DEVICE float weight(float w) { return as_float(pack_bfloat16(w, 0.0f) << 16); }
-
-  template <int M>
-  static DECOCT_DEVICE void load_left16(uint32_t (&a)[M][4], const float* tile, int stride, int k) {
-    const int g = lane_index() / 4, t = lane_index() % 4;
-#pragma unroll
-    for (int m = 0; m < M; ++m) {
-      const float* row = tile + (m * 16 + g) * stride + k + 2 * t;
-      a[m][0] = pair(row);
-      a[m][1] = pair(row + 8 * stride);
-      a[m][2] = pair(row + 8);
-      a[m][3] = pair(row + 8 * stride + 8);
-    }
+  static DECOCT_DEVICE Point point(float value) { return (Point)pack_bfloat16(value, 0.0f); }
+  static DECOCT_DEVICE float weight(float w) { return as_float((uint32_t)point(w) << 16); }
+  static DECOCT_DEVICE void store(Point* to, float first, float second) {
+    *(uint32_t*)to = pack_bfloat16(first, second);
   }
 
+  // 16 rows of B from `tile` on, stored along its columns: two column groups at a time.
   template <int N>
-  static DECOCT_DEVICE void load_rows16(uint32_t (&b)[N][2], const float* tile, int stride, int k) {
-    const int g = lane_index() / 4, t = lane_index() % 4;
+  static DECOCT_DEVICE void load_columns(uint32_t (&b)[N][2], const Point* tile, int stride) {
+    static_assert(N % 2 == 0);
+    const int lane = lane_index();
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
-      const float* row = tile + (n * 8 + g) * stride + k + 2 * t;
-      b[n][0] = pair(row);
-      b[n][1] = pair(row + 8);
-    }
-  }
-
-  template <int N>
-  static DECOCT_DEVICE void load_columns16(uint32_t (&b)[N][2], const float* tile, int stride, int k) {
-    const int g = lane_index() / 4, t = lane_index() % 4;
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-      const float* p = tile + (k + 2 * t) * stride + n * 8 + g;
-      b[n][0] = pack_bfloat16(p[0], p[stride]);
-      b[n][1] = pack_bfloat16(p[8 * stride], p[9 * stride]);
+    for (int n = 0; n < N; n += 2) {
+      uint32_t words[4];
+      load_transposed(words, tile + lane % 16 * stride + (n + lane / 16) * 8);
+      b[n][0] = words[0];
+      b[n][1] = words[1];
+      b[n + 1][0] = words[2];
+      b[n + 1][1] = words[3];
     }
   }
 
   template <int M, int N>
-  static DECOCT_DEVICE void multiply_rows(float (&sums)[M][N][4], const float* a, int a_stride,
-                                          const float* b, int b_stride, int depth) {
+  static DECOCT_DEVICE void multiply_rows(float (&sums)[M][N][4], const Point* a, int a_stride,
+                                          const Point* b, int b_stride, int depth) {
     for (int k = 0; k < depth; k += 16) {
       uint32_t left[M][4], right[N][2];
-      load_left16(left, a, a_stride, k);
-      load_rows16(right, b, b_stride, k);
+      load_left(left, a, a_stride, k);
+      load_right_rows(right, b, b_stride, k);
       multiply_bfloat16(sums, left, right);
     }
   }
 
   template <int M, int N>
-  static DECOCT_DEVICE void multiply_columns(float (&sums)[M][N][4], const float* a, int a_stride,
-                                             const float* b, int b_stride, int depth) {
+  static DECOCT_DEVICE void multiply_columns(float (&sums)[M][N][4], const Point* a, int a_stride,
+                                             const Point* b, int b_stride, int depth) {
     for (int k = 0; k < depth; k += 16) {
       uint32_t left[M][4], right[N][2];
-      load_left16(left, a, a_stride, k);
-      load_columns16(right, b, b_stride, k);
+      load_left(left, a, a_stride, k);
+      load_columns(right, b + k * b_stride, b_stride);
       multiply_bfloat16(sums, left, right);
     }
   }
 
-  // Weight columns 2t, 2t + 1 of two groups of eight are what the instruction wants as they are. An odd last
-  // group is half of a step: the other half is zero.
+  // Weight columns 2t, 2t + 1 of two groups of eight are what the instruction wants as they are.
   template <int M, int K, int N>
   static DECOCT_DEVICE void multiply_weights(float (&sums)[M][N][4], const float (&weights)[M][K][4],
-                                             const float* b, int b_stride) {
-    const int g = lane_index() / 4, t = lane_index() % 4;
+                                             const Point* b, int b_stride) {
+    static_assert(K % 2 == 0);
 #pragma unroll
     for (int k = 0; k < K; k += 2) {
       uint32_t left[M][4], right[N][2];
@@ -258,18 +250,11 @@ struct Bfloat16 {
       for (int m = 0; m < M; ++m)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const bool there = k + h < K;
-          const float* w = weights[m][there ? k + h : k];
-          left[m][2 * h] = there ? pack_bfloat16(w[0], w[1]) : 0;
-          left[m][2 * h + 1] = there ? pack_bfloat16(w[2], w[3]) : 0;
+          const float* w = weights[m][k + h];
+          left[m][2 * h] = pack_bfloat16(w[0], w[1]);
+          left[m][2 * h + 1] = pack_bfloat16(w[2], w[3]);
         }
-#pragma unroll
-      for (int n = 0; n < N; ++n)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const float* p = b + ((k + h) * 8 + 2 * t) * b_stride + n * 8 + g;
-          right[n][h] = k + h < K ? pack_bfloat16(p[0], p[b_stride]) : 0;
-        }
+      load_columns(right, b + k * 8 * b_stride, b_stride);
       multiply_bfloat16(sums, left, right);
     }
   }
@@ -279,8 +264,11 @@ struct Bfloat16 {
 template <class Number>
 struct Scalar {
   using T = Number;
+  using Point = Number;
 
   static DECOCT_DEVICE T weight(T w) { return w; }
+  static DECOCT_DEVICE T point(T value) { return value; }
+  static DECOCT_DEVICE void store(T* to, T first, T second) { *(Pair<T>*)to = {first, second}; }
 
   template <int M, int N>
   static DECOCT_DEVICE void multiply_rows(T (&sums)[M][N][4], const T* a, int a_stride, const T* b,

@@ -139,6 +139,15 @@ DECOCT_DEVICE void load_matrices(uint32_t (&words)[4], const void* row) {
                : "memory");
 }
 
+// The same of numbers of 16 bits, but of the matrices' transposes: row l / 4 is a column of what lies there.
+DECOCT_DEVICE void load_transposed(uint32_t (&words)[4], const void* row) {
+  const unsigned source = (unsigned)__cvta_generic_to_shared(row);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(source)
+               : "memory");
+}
+
 // sums[m][n] += a[m] b[n] for M x N tiles of 16 x 8, products of 8 TF32 or 16 bfloat16 columns. With
 // g = lane / 4 and t = lane % 4 a lane holds
 //   sums  rows g, g, g + 8, g + 8 of columns 2t, 2t + 1, 2t, 2t + 1

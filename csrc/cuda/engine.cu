@@ -47,6 +47,8 @@ struct Call {
     problem.stride = (int32_t)layout.stride;
     problem.slab_stride = (int32_t)layout.slab_stride;
     problem.precision = (int32_t)(sizeof(T) == 8 ? Precision::highest : e.precision);
+    problem.packed_bfloat16 =
+        problem.precision == (int32_t)Precision::medium && header.path != (int32_t)Path::small;
   }
 
   template <class V>

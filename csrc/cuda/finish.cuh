@@ -47,8 +47,8 @@ DECOCT_DEVICE void finish_row(const Problem<T>& p, const Results<T>& out, const 
     if (vectors) {
       total *= (T)unit;
     } else if (radial && !empty) {
-      T moved = (T)w * from.points[row * p.stride + d];
-      if (p.moving) moved += (T)base * from.tangents[row * p.stride + d];
+      T moved = (T)w * read_packed(p, from.points, row * p.stride + d);
+      if (p.moving) moved += (T)base * read_packed(p, from.tangents, row * p.stride + d);
       total = twice * (moved - total);
     }
     points[d] = total + broken;

@@ -16,14 +16,14 @@ namespace decoct::cuda {
 
 constexpr int kHvpStages = 2;
 
-template <class T, Shape S>
+template <class A, Shape S>
 constexpr int hvp_stage() {
-  return 2 * score_stage<T, S>();
+  return 2 * score_stage<A, S>();
 }
-template <class T, Shape S>
+template <class A, Shape S>
 constexpr int hvp_shared() {
-  return score_shared<T, S>() +
-         (kHvpStages * hvp_stage<T, S>() - kStages * score_stage<T, S>()) * (int)sizeof(T);
+  return score_shared<A, S>() +
+         (kHvpStages * hvp_stage<A, S>() - kStages * score_stage<A, S>()) * (int)sizeof(typename A::Point);
 }
 
 // Below kSmallDim: squared distances and half of their change, by differences.
@@ -42,10 +42,11 @@ DECOCT_DEVICE void take_differences(const Problem<T>& p, const Pairs<T>& q, T (&
         for (int e = 0; e < 4; ++e) {
           const int i = q.row_begin + row + m * 16 + e / 2 * 8 + g, j = column + n * 8 + 2 * t + e % 2;
           if (i >= q.row_end || j >= q.column_end) continue;
-          const int64_t at = (q.first_row + i) * p.stride + d, other = (q.first_column + j) * p.stride + d;
-          const T difference = q.rows->points[at] - q.columns->points[other];
+          const int64_t at = (q.first_row + i) * p.stride, other = (q.first_column + j) * p.stride;
+          const T difference = PairRows<T>{q.rows->points, q.columns->points, at, other}.difference(p, d);
           s[m][n][e] += difference * difference;
-          change[m][n][e] += difference * (q.rows->tangents[at] - q.columns->tangents[other]);
+          change[m][n][e] +=
+              difference * PairRows<T>{q.rows->tangents, q.columns->tangents, at, other}.difference(p, d);
         }
 }
 
@@ -150,26 +151,24 @@ DECOCT_DEVICE bool weigh_tangents(const Pairs<typename A::T>& q, bool moving, bo
 // the weights of the differences of points and of tangents.
 template <class T>
 struct NearTangent {
-  const T *point, *other, *u, *v;
+  PairRows<T> points, tangents;
   double weight, change, base;
 };
 
 template <class T>
 DECOCT_DEVICE NearTangent<T> near_tangent(const Problem<T>& p, const Pairs<T>& q, int row, int j) {
   const int64_t i = q.first_row + q.row_begin + row, column = q.first_column + j;
-  const int64_t at = i * p.stride, other_at = column * p.stride;
-  NearTangent<T> pair{q.rows->points + at,
-                      q.columns->points + other_at,
-                      q.rows->tangents + at,
-                      q.columns->tangents + other_at,
+  const int64_t at = i * p.stride, other = column * p.stride;
+  NearTangent<T> pair{{q.rows->points, q.columns->points, at, other},
+                      {q.rows->tangents, q.columns->tangents, at, other},
                       0,
                       0,
                       0};
   double along = 0;
   for (int d = lane_index(); d < p.dim; d += 32)
-    along += ((double)pair.point[d] - (double)pair.other[d]) * ((double)pair.u[d] - (double)pair.v[d]);
+    along += (double)pair.points.difference(p, d) * (double)pair.tangents.difference(p, d);
   along = p.moving ? 2 * warp_sum(along) : 0.0;
-  const T r = (T)squared_distance(pair.point, pair.other, p.dim);
+  const T r = (T)squared_distance(p, pair.points);
   const Jet<T> jet = profile_of<2>(p.kernel.profile, *q.constants, r);
   const double a = (double)q.rows->weights[i], da = (double)q.rows->tangent_weights[i];
   const double b = (double)q.columns->weights[column], db = (double)q.columns->tangent_weights[column];
@@ -180,43 +179,47 @@ DECOCT_DEVICE NearTangent<T> near_tangent(const Problem<T>& p, const Pairs<T>& q
 }
 
 template <class T>
-DECOCT_DEVICE void add_near_tangent(const NearTangent<T>& pair, T* slab, int begin, int end) {
+DECOCT_DEVICE void add_near_tangent(const Problem<T>& p, const NearTangent<T>& pair, T* slab, int begin,
+                                    int end) {
   for (int d = begin + lane_index(); d < end; d += 32)
-    slab[d] -= (T)(pair.change * ((double)pair.point[d] - (double)pair.other[d]) +
-                   pair.base * ((double)pair.u[d] - (double)pair.v[d]));
+    slab[d] -= (T)(pair.change * (double)pair.points.difference(p, d) +
+                   pair.base * (double)pair.tangents.difference(p, d));
 }
 
-template <class T, Shape S>
+template <class A, Shape S>
 struct HvpSteps {
-  const Problem<T>& p;
-  const Pairs<T>& q;
-  T* stages;
+  using Point = typename A::Point;
+  const Problem<typename A::T>& p;
+  const Pairs<typename A::T>& q;
+  Point* stages;
   int column_begin, steps;
 
   DECOCT_DEVICE void load(int at) const {
     using Tile = ScoreTile<S>;
-    constexpr int pitch = row_pitch<T>(kStep<T>);
-    const int first = column_begin + at / steps * Tile::kColumns, d = at % steps * kStep<T>;
-    T* stage = stages + at % kHvpStages * hvp_stage<T, S>();
+    constexpr int pitch = row_pitch<Point>(kStep<Point>);
+    const int first = column_begin + at / steps * Tile::kColumns, d = at % steps * kStep<Point>;
+    Point* stage = stages + at % kHvpStages * hvp_stage<A, S>();
     const int64_t row_at = (q.first_row + q.row_begin) * p.stride;
     const int64_t column_at = (q.first_column + first) * p.stride;
-    const auto load_both = [&](T* to, const T* row_points, const T* column_points) {
-      load_tile<kStep<T>, Tile::kRows>(to, pitch, row_points + row_at, p.stride, q.row_end - q.row_begin, d,
-                                       p.stride);
-      load_tile<kStep<T>, Tile::kColumns>(to + Tile::kRows * pitch, pitch, column_points + column_at,
-                                          p.stride, q.column_end - first, d, p.stride);
+    const auto load_both = [&](Point* to, const void* row_points, const void* column_points) {
+      load_tile<kStep<Point>, Tile::kRows>(to, pitch, (const Point*)row_points + row_at, p.stride,
+                                           q.row_end - q.row_begin, d, p.stride);
+      load_tile<kStep<Point>, Tile::kColumns>(to + Tile::kRows * pitch, pitch,
+                                              (const Point*)column_points + column_at, p.stride,
+                                              q.column_end - first, d, p.stride);
     };
     load_both(stage, q.rows->points, q.columns->points);
-    if (p.moving) load_both(stage + score_stage<T, S>(), q.rows->tangents, q.columns->tangents);
+    if (p.moving) load_both(stage + score_stage<A, S>(), q.rows->tangents, q.columns->tangents);
   }
 };
 
 template <class A, Shape S>
 DECOCT_KERNEL hvp_kernel(Problem<typename A::T> p, int first_task) {
   using T = typename A::T;
+  using Point = typename A::Point;
   using Tile = ScoreTile<S>;
   Shared shared;
-  T* stages = shared.take<T>(kHvpStages * hvp_stage<T, S>());
+  Point* stages = shared.take<Point>(kHvpStages * hvp_stage<A, S>());
   uint32_t* near_bits = shared.take<uint32_t>(Tile::kRows * Tile::kColumns / 32);
   double* near_sums = shared.take<double>(Tile::kRows);
   double* row_sums = shared.take<double>(2 * Tile::kWarpColumns * Tile::kRows);
@@ -225,11 +228,11 @@ DECOCT_KERNEL hvp_kernel(Problem<typename A::T> p, int first_task) {
   const Task task = p.tasks[first_task + block_index()];
   const Pairs<T> q = begin_pairs<Tile::kRows, Tile::kColumns>(p, task, constants, near_bits, near_sums);
 
-  const TaskScratch<T> own = scratch_of<S>(p, block_index());
+  const TaskScratch<A> own = scratch_of<A, S>(p, block_index());
   uint32_t near_tiles = 0;
-  const int steps = (p.stride + kStep<T> - 1) / kStep<T>;
+  const int steps = (p.stride + kStep<Point> - 1) / kStep<Point>;
   const int total = (task.col_end - task.col_begin + Tile::kColumns - 1) / Tile::kColumns * steps;
-  const HvpSteps<T, S> source{p, q, stages, task.col_begin, steps};
+  const HvpSteps<A, S> source{p, q, stages, task.col_begin, steps};
   RowTotals<Tile::kM> totals{}, bases{};
   T sums[Tile::kM][Tile::kN][4] = {}, change[Tile::kM][Tile::kN][4] = {};
   source.load(0);
@@ -239,14 +242,14 @@ DECOCT_KERNEL hvp_kernel(Problem<typename A::T> p, int first_task) {
     sync_block();
     if (at + 1 < total) source.load(at + 1);
     commit_copies();
-    constexpr int pitch = row_pitch<T>(kStep<T>);
-    const T* stage = stages + at % kHvpStages * hvp_stage<T, S>();
-    const T *x = stage + Tile::row() * pitch, *y = stage + (Tile::kRows + Tile::column()) * pitch;
-    A::multiply_rows(sums, x, pitch, y, pitch, kStep<T>);
+    constexpr int pitch = row_pitch<Point>(kStep<Point>);
+    const Point* stage = stages + at % kHvpStages * hvp_stage<A, S>();
+    const Point *x = stage + Tile::row() * pitch, *y = stage + (Tile::kRows + Tile::column()) * pitch;
+    A::multiply_rows(sums, x, pitch, y, pitch, kStep<Point>);
     if (p.moving) {
-      constexpr int tangents = score_stage<T, S>();
-      A::multiply_rows(change, x, pitch, y + tangents, pitch, kStep<T>);
-      A::multiply_rows(change, x + tangents, pitch, y, pitch, kStep<T>);
+      constexpr int tangents = score_stage<A, S>();
+      A::multiply_rows(change, x, pitch, y + tangents, pitch, kStep<Point>);
+      A::multiply_rows(change, x + tangents, pitch, y, pitch, kStep<Point>);
     }
     if (at % steps != steps - 1) continue;
 
@@ -258,9 +261,9 @@ DECOCT_KERNEL hvp_kernel(Problem<typename A::T> p, int first_task) {
           q, p.moving, differences, sums, change, Tile::row(), Tile::column(), first, totals, bases);
     });
     const int at_column = first - task.col_begin;
-    T* tile_weights = own.weights + at_column;
-    store_weights(tile_weights, Tile::row(), Tile::column(), sums);
-    if (p.moving) store_weights(tile_weights + weight_elements(S), Tile::row(), Tile::column(), change);
+    Point* tile_weights = own.weights + at_column;
+    store_weights<A>(tile_weights, Tile::row(), Tile::column(), sums);
+    if (p.moving) store_weights<A>(tile_weights + weight_elements(S), Tile::row(), Tile::column(), change);
     if (sync_block_any(near)) {
       near_tiles |= 1u << at_column / Tile::kColumns;
       for_near<Tile::kRows, Tile::kColumns>(near_bits, own.near + at_column / 32, first, [&](int row, int j) {

@@ -66,12 +66,23 @@ DECOCT_DEVICE void for_near(uint32_t* near_bits, uint32_t* kept, int first, Use 
     }
 }
 
+// The packed rows of a pair, by where they begin.
+template <class T>
+struct PairRows {
+  const void *points, *others;
+  int64_t point, other;
+
+  DECOCT_DEVICE T difference(const Problem<T>& p, int d) const {
+    return read_packed(p, points, point + d) - read_packed(p, others, other + d);
+  }
+};
+
 // sum_d (p - q)^2, to all lanes.
 template <class T>
-DECOCT_DEVICE double squared_distance(const T* p, const T* q, int dim) {
+DECOCT_DEVICE double squared_distance(const Problem<T>& p, const PairRows<T>& rows) {
   double sum = 0;
-  for (int d = lane_index(); d < dim; d += 32) {
-    const double difference = (double)p[d] - (double)q[d];
+  for (int d = lane_index(); d < p.dim; d += 32) {
+    const double difference = (double)rows.difference(p, d);
     sum += difference * difference;
   }
   return warp_sum(sum);
@@ -81,16 +92,15 @@ DECOCT_DEVICE double squared_distance(const T* p, const T* q, int dim) {
 // derivative's.
 template <class T>
 struct NearPair {
-  const T *point, *other;
+  PairRows<T> rows;
   T k, weight, change;
 };
 
 template <class T>
 DECOCT_DEVICE NearPair<T> near_pair(const Problem<T>& p, const Pairs<T>& q, int row, int j) {
   const int64_t i = q.first_row + q.row_begin + row, column = q.first_column + j;
-  NearPair<T> pair{q.rows->points + i * p.stride, q.columns->points + column * p.stride, 0, 0, 0};
-  const T r = (T)squared_distance(pair.point, pair.other, p.dim);
-  const Jet<T> jet = profile_of<1>(p.kernel.profile, *q.constants, r);
+  NearPair<T> pair{{q.rows->points, q.columns->points, i * p.stride, column * p.stride}, 0, 0, 0};
+  const Jet<T> jet = profile_of<1>(p.kernel.profile, *q.constants, (T)squared_distance(p, pair.rows));
   pair.k = jet.k;
   pair.weight = q.columns->weights[column];
   pair.change = q.scale * q.rows->weights[i] * pair.weight * jet.k1;
@@ -99,9 +109,8 @@ DECOCT_DEVICE NearPair<T> near_pair(const Problem<T>& p, const Pairs<T>& q, int 
 
 // Its derivative to columns [begin, end) of the row's slab.
 template <class T>
-DECOCT_DEVICE void add_near_pair(const NearPair<T>& pair, T* slab, int begin, int end) {
-  for (int d = begin + lane_index(); d < end; d += 32)
-    slab[d] -= pair.change * (pair.point[d] - pair.other[d]);
+DECOCT_DEVICE void add_near_pair(const Problem<T>& p, const NearPair<T>& pair, T* slab, int begin, int end) {
+  for (int d = begin + lane_index(); d < end; d += 32) slab[d] -= pair.change * pair.rows.difference(p, d);
 }
 
 }  // namespace decoct::cuda

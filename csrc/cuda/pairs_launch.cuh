@@ -13,8 +13,8 @@ inline Launch blocks_of(const Round& round, int shared_bytes, void* stream) {
 
 template <class A, Shape S, bool Gaussian>
 void launch_score(const RoundLaunch<typename A::T>& l, bool scratch) {
-  launch(score_kernel<A, S, Gaussian>, blocks_of(l.round, score_shared<typename A::T, S>(), l.stream),
-         l.problem, l.round.first, scratch);
+  launch(score_kernel<A, S, Gaussian>, blocks_of(l.round, score_shared<A, S>(), l.stream), l.problem,
+         l.round.first, scratch);
 }
 
 // use(shape) with the launch's shape as a constant, of those that this arithmetic and op have.
@@ -40,7 +40,7 @@ void PairKernels<A>::score(const RoundLaunch<T>& l, bool scratch) {
 template <class A>
 void PairKernels<A>::hvp(const RoundLaunch<T>& l) {
   constexpr Shape shape = Shape::medium;
-  launch(hvp_kernel<A, shape>, blocks_of(l.round, hvp_shared<T, shape>(), l.stream), l.problem,
+  launch(hvp_kernel<A, shape>, blocks_of(l.round, hvp_shared<A, shape>(), l.stream), l.problem,
          l.round.first);
 }
 
@@ -48,7 +48,7 @@ template <class A>
 void PairKernels<A>::product(const RoundLaunch<T>& l, int result_columns) {
   const auto run = [&](auto shape) {
     const int tiles = result_columns ? (result_columns + tile_columns(shape) - 1) / tile_columns(shape) : 1;
-    const Launch blocks{(int64_t)l.round.count * tiles, kThreads, product_shared<T, shape>(), l.stream};
+    const Launch blocks{(int64_t)l.round.count * tiles, kThreads, product_shared<A, shape>(), l.stream};
     launch(product_kernel<A, shape>, blocks, l.problem, l.round.first, l.round.scores, tiles);
   };
   l.round.shape == Shape::medium ? with_shape<A, true>(l.round.shape, run)
@@ -57,7 +57,7 @@ void PairKernels<A>::product(const RoundLaunch<T>& l, int result_columns) {
 
 template <class A, int Width>
 void launch_fused(const RoundLaunch<float>& l) {
-  const Launch shape = blocks_of(l.round, fused_shared<Width>(), l.stream);
+  const Launch shape = blocks_of(l.round, fused_shared<A, Width>(), l.stream);
   l.problem.kernel.profile == Profile::gaussian
       ? launch(fused_kernel<A, Width, true>, shape, l.problem, l.round.first)
       : launch(fused_kernel<A, Width, false>, shape, l.problem, l.round.first);

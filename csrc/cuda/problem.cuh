@@ -13,14 +13,15 @@ struct Source {
   int32_t quads;  // whether every row starts so that four elements may be read at once
 };
 
-// One side of the problem. Packed rows are centred, widened, zero-padded to whole units and 16-byte aligned.
+// One side of the problem. Packed rows are centred, zero-padded to whole units and 16-byte aligned; they are
+// of type T, or bfloat16 where the products are (Problem::packed_bfloat16).
 template <class T>
 struct Side {
   Source source, source_tangents;
   const T *source_weights, *source_tangent_weights;
   int64_t weight_stride;
-  T *points, *norms, *weights;
-  T *tangents, *dots, *tangent_weights;  // dots: p . u of each row
+  void *points, *tangents;
+  T *norms, *weights, *dots, *tangent_weights;  // dots: p . u of each row
 };
 
 template <class T>
@@ -34,9 +35,10 @@ struct Problem {
   double* bandwidth;
   Kernel kernel;
   int32_t dim, stride, slab_stride;
-  int32_t precision, from_data, moving;  // moving: some point has a tangent
+  int32_t precision, packed_bfloat16, from_data, moving;  // moving: some point has a tangent
   int32_t* tickets;
-  T *centres, *tangent_centres, *slabs, *vectors;
+  T *centres, *tangent_centres, *slabs;
+  void* vectors;  // packed as rows are
   double *chunk_norms, *chunk_sums, *partials, *sums;
   char* scratch;
   int64_t scratch_stride;
@@ -108,6 +110,27 @@ DECOCT_DEVICE void store_quad(T* to, const T (&values)[4]) {
   Quad<T> q;
   for (int k = 0; k < 4; ++k) q.v[k] = values[k];
   *(Quad<T>*)to = q;
+}
+
+// Elements of packed rows, of either type.
+template <class T>
+DECOCT_DEVICE T read_packed(const Problem<T>& p, const void* rows, int64_t at) {
+  return p.packed_bfloat16 ? (T)bfloat_to_float(((const uint16_t*)rows)[at]) : ((const T*)rows)[at];
+}
+template <class T>
+DECOCT_DEVICE void write_packed(const Problem<T>& p, void* rows, int64_t at, T value) {
+  if (p.packed_bfloat16)
+    ((uint16_t*)rows)[at] = (uint16_t)pack_bfloat16((float)value, 0.0f);
+  else
+    ((T*)rows)[at] = value;
+}
+template <class T>
+DECOCT_DEVICE void write_packed_quad(const Problem<T>& p, void* rows, int64_t at, const T (&v)[4]) {
+  if (p.packed_bfloat16)
+    *(Pair<uint32_t>*)((uint16_t*)rows + at) = {pack_bfloat16((float)v[0], (float)v[1]),
+                                                pack_bfloat16((float)v[2], (float)v[3])};
+  else
+    store_quad((T*)rows + at, v);
 }
 
 }  // namespace decoct::cuda

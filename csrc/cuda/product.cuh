@@ -12,13 +12,15 @@
 
 namespace decoct::cuda {
 
-template <class T, Shape S>
+template <class A, Shape S>
 constexpr int product_stage() {
-  return ScoreTile<S>::kRows * row_pitch<T>(kStep<T>) + kStep<T> * column_pitch<T>(ScoreTile<S>::kColumns);
+  using Point = typename A::Point;
+  return ScoreTile<S>::kRows * row_pitch<Point>(kStep<Point>) +
+         kStep<Point> * column_pitch<Point>(ScoreTile<S>::kColumns);
 }
-template <class T, Shape S>
+template <class A, Shape S>
 constexpr int product_shared() {
-  return kStages * product_stage<T, S>() * (int)sizeof(T);
+  return kStages * product_stage<A, S>() * (int)sizeof(typename A::Point);
 }
 
 // A place in the sequence of all steps: set of weights, score task, columns of it.
@@ -26,17 +28,18 @@ struct ProductCursor {
   int task, set, column;
 };
 
-template <class T, Shape S>
+template <class A, Shape S>
 struct ProductSteps {
-  const Problem<T>& p;
+  using Point = typename A::Point;
+  const Problem<typename A::T>& p;
   const Task& product;
-  T* stages;
+  Point* stages;
   int first_score, result_column, sets;  // sets of weights: two for Hessian-vector products
 
   DECOCT_DEVICE bool inside(const ProductCursor& c) const { return c.task < product.value; }
   DECOCT_DEVICE void advance(ProductCursor& c) const {
     const Task& score = p.tasks[c.task];
-    c.column += kStep<T>;
+    c.column += kStep<Point>;
     if (c.column < score.col_end - score.col_begin) return;
     c.column = 0;
     if (++c.set < sets) return;
@@ -48,17 +51,18 @@ struct ProductSteps {
     using Tile = ScoreTile<S>;
     const Task score = p.tasks[c.task];
     const bool columns_x = score.flags & kColumnsX;
-    const Side<T>& side = side_of(p, columns_x);
+    const Side<typename A::T>& side = side_of(p, columns_x);
     const int64_t first = first_row(p.segments[score.segment], columns_x) + score.col_begin + c.column;
-    const T* points = p.vectors ? p.vectors : c.set == 0 ? side.points : side.tangents;
-    const T* weights = scratch_of<S>(p, c.task - first_score).weights + c.set * weight_elements(S) + c.column;
-    T* stage = stages + at % kStages * product_stage<T, S>();
-    load_tile<kStep<T>, Tile::kRows>(stage, row_pitch<T>(kStep<T>), weights, kWeightColumns, Tile::kRows, 0,
-                                     kStep<T>);
-    load_tile<Tile::kColumns, kStep<T>>(stage + Tile::kRows * row_pitch<T>(kStep<T>),
-                                        column_pitch<T>(Tile::kColumns), points + first * p.slab_stride,
-                                        p.slab_stride, score.col_end - score.col_begin - c.column,
-                                        result_column, p.slab_stride);
+    const void* rows = p.vectors ? p.vectors : c.set == 0 ? side.points : side.tangents;
+    const Point* weights =
+        scratch_of<A, S>(p, c.task - first_score).weights + c.set * weight_elements(S) + c.column;
+    Point* stage = stages + at % kStages * product_stage<A, S>();
+    load_tile<kStep<Point>, Tile::kRows>(stage, row_pitch<Point>(kStep<Point>), weights, kWeightColumns,
+                                         Tile::kRows, 0, kStep<Point>);
+    load_tile<Tile::kColumns, kStep<Point>>(
+        stage + Tile::kRows * row_pitch<Point>(kStep<Point>), column_pitch<Point>(Tile::kColumns),
+        (const Point*)rows + first * p.slab_stride, p.slab_stride, score.col_end - score.col_begin - c.column,
+        result_column, p.slab_stride);
   }
 };
 
@@ -80,23 +84,24 @@ DECOCT_DEVICE void add_to_slab(T* slab, int64_t stride, int rows, int columns, i
       }
 }
 
-template <class T, Shape S>
-DECOCT_DEVICE void add_row_sums(const Problem<T>& p, const Task& product, int first_score) {
+template <class A, Shape S>
+DECOCT_DEVICE void add_row_sums(const Problem<typename A::T>& p, const Task& product, int first_score) {
   const int rows = product.row_end - product.row_begin;
   for (int at = thread_index(); at < rows * kRowSumKinds; at += kThreads) {
     double total = p.sums[(int64_t)product.slab * kRowSumKinds + at];
     for (int task = product.col_begin; task < product.value; ++task)
-      total += scratch_of<S>(p, task - first_score).sums[at];
+      total += scratch_of<A, S>(p, task - first_score).sums[at];
     p.sums[(int64_t)product.slab * kRowSumKinds + at] = total;
   }
 }
 
 // Derivatives of the near pairs that the score tasks left out, for columns [begin, end) of the slab.
-template <Shape S, class T>
-DECOCT_DEVICE void add_near_pairs(const Problem<T>& p, const Task& product, int first_score, int begin,
-                                  int end) {
+template <class A, Shape S>
+DECOCT_DEVICE void add_near_pairs(const Problem<typename A::T>& p, const Task& product, int first_score,
+                                  int begin, int end) {
+  using T = typename A::T;
   for (int index = product.col_begin; index < product.value; ++index) {
-    const TaskScratch<T> scratch = scratch_of<S>(p, index - first_score);
+    const TaskScratch<A> scratch = scratch_of<A, S>(p, index - first_score);
     const uint32_t tiles = *scratch.near_tiles;
     if (tiles == 0) continue;
     const Task score = p.tasks[index];
@@ -109,9 +114,9 @@ DECOCT_DEVICE void add_near_pairs(const Problem<T>& p, const Task& product, int 
           const int j = score.col_begin + word * 32 + lowest_bit(left);
           T* slab = q.slab + row * q.slab_stride;
           if (p.tangent_centres)
-            add_near_tangent(near_tangent(p, q, row, j), slab, begin, end);
+            add_near_tangent(p, near_tangent(p, q, row, j), slab, begin, end);
           else
-            add_near_pair(near_pair(p, q, row, j), slab, begin, end);
+            add_near_pair(p, near_pair(p, q, row, j), slab, begin, end);
         }
       }
   }
@@ -120,20 +125,21 @@ DECOCT_DEVICE void add_near_pairs(const Problem<T>& p, const Task& product, int 
 template <class A, Shape S>
 DECOCT_KERNEL product_kernel(Problem<typename A::T> p, int first_task, int first_score, int result_tiles) {
   using T = typename A::T;
+  using Point = typename A::Point;
   using Tile = ScoreTile<S>;
   Shared shared;
-  T* stages = shared.take<T>(kStages * product_stage<T, S>());
+  Point* stages = shared.take<Point>(kStages * product_stage<A, S>());
   const Task product = p.tasks[first_task + block_index() / result_tiles];
   const int result_tile = block_index() % result_tiles;
-  if (result_tile == 0) add_row_sums<T, S>(p, product, first_score);
+  if (result_tile == 0) add_row_sums<A, S>(p, product, first_score);
   if (!(product.flags & kGradient)) return;
 
-  const ProductSteps<T, S> source{
+  const ProductSteps<A, S> source{
       p, product, stages, first_score, result_tile * Tile::kColumns, p.moving ? 2 : 1};
   // Before the sums of the product take the registers.
   const int begin = source.result_column,
             end = begin + Tile::kColumns < p.dim ? begin + Tile::kColumns : p.dim;
-  if (!p.vectors) add_near_pairs<S>(p, product, first_score, begin, end);
+  if (!p.vectors) add_near_pairs<A, S>(p, product, first_score, begin, end);
   ProductCursor next{product.col_begin, 0, 0}, now = next;
   for (int at = 0; at < kStages - 1; ++at) {
     if (source.inside(next)) {
@@ -151,10 +157,11 @@ DECOCT_KERNEL product_kernel(Problem<typename A::T> p, int first_task, int first
       source.advance(next);
     }
     commit_copies();
-    const T* stage = stages + at % kStages * product_stage<T, S>();
-    A::multiply_columns(sums, stage + Tile::row() * row_pitch<T>(kStep<T>), row_pitch<T>(kStep<T>),
-                        stage + Tile::kRows * row_pitch<T>(kStep<T>) + Tile::column(),
-                        column_pitch<T>(Tile::kColumns), kStep<T>);
+    const Point* stage = stages + at % kStages * product_stage<A, S>();
+    A::multiply_columns(sums, stage + Tile::row() * row_pitch<Point>(kStep<Point>),
+                        row_pitch<Point>(kStep<Point>),
+                        stage + Tile::kRows * row_pitch<Point>(kStep<Point>) + Tile::column(),
+                        column_pitch<Point>(Tile::kColumns), kStep<Point>);
   }
   wait_copies<0>();
   add_to_slab(p.slabs + (int64_t)product.slab * p.slab_stride, p.slab_stride,

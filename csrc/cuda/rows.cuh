@@ -4,7 +4,7 @@
 //   pack      p = (x - c) / spread, |p|^2, weights; then the bandwidth and the kernel's constants
 //   sums      sum_i a_i x_i of each segment
 //
-// Bytes: each row is read once and written once in the compute type; D multiplications a row. Memory
+// Bytes: each row is read once and written once in the products' type; D multiplications a row. Memory
 // bandwidth is the bound: (element + 4) N D bytes, 0.25 ms for 100 x (256, 50) x 2048 float32 at 2 TB/s.
 // Threads own columns, so that reads of 16 bytes a thread are contiguous and column sums stay with one
 // thread; the sixteen rows of a group are in flight together.
@@ -156,7 +156,7 @@ DECOCT_DEVICE double pack_rows(const Problem<T>& p, const Chunk& chunk, double* 
           v[k] = rounded(z, p.precision);
           packed[r] += (double)v[k] * (double)v[k];
         }
-        if (side.points) store_quad(side.points + (row + r) * p.stride + d, v);
+        if (side.points) write_packed_quad(p, side.points, (row + r) * p.stride + d, v);
       }
       for (int k = 0; k < 4 && d + k < p.dim && sums; ++k)
         sums[d + k] = (begin == chunk.row_begin ? 0 : sums[d + k]) + columns[k];
@@ -242,8 +242,8 @@ DECOCT_KERNEL pack_tangents_kernel(Problem<T> p) {
       const T given =
           inside && side.source_tangents.data ? load_element<T>(side.source_tangents, row, d) : T(0);
       const T u = inside ? rounded((given - centre[d]) * inverse_spread, p.precision) : T(0);
-      side.tangents[row * p.stride + d] = u;
-      dot += (double)u * (double)side.points[row * p.stride + d];
+      write_packed(p, side.tangents, row * p.stride + d, u);
+      dot += (double)u * (double)read_packed(p, side.points, row * p.stride + d);
     }
     dot = warp_sum(dot);
     if (lane_index() != 0) continue;
@@ -258,7 +258,8 @@ DECOCT_KERNEL pack_vectors_kernel(Problem<T> p, Source v, int64_t rows, int32_t 
   for (int64_t i = (int64_t)block_index() * kWarps + warp_index(); i < rows;
        i += (int64_t)kWarps * kPackBlocks)
     for (int e = lane_index(); e < p.slab_stride; e += 32)
-      p.vectors[i * p.slab_stride + e] = e < columns ? rounded(load_element<T>(v, i, e), p.precision) : T(0);
+      write_packed(p, p.vectors, i * p.slab_stride + e,
+                   e < columns ? rounded(load_element<T>(v, i, e), p.precision) : T(0));
 }
 
 template <class T>

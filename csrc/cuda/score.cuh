@@ -26,82 +26,87 @@ struct ScoreTile {
   static DECOCT_DEVICE int column() { return warp_index() % kWarpColumns * kN * 8; }
 };
 
-template <class T, Shape S>
+// Elements of one step of k.
+template <class A, Shape S>
 constexpr int score_stage() {
-  return (ScoreTile<S>::kRows + ScoreTile<S>::kColumns) * row_pitch<T>(kStep<T>);
+  using Point = typename A::Point;
+  return (ScoreTile<S>::kRows + ScoreTile<S>::kColumns) * row_pitch<Point>(kStep<Point>);
 }
 
 // Shared memory, in the order of the kernel's take() calls.
-template <class T, Shape S>
+template <class A, Shape S>
 constexpr int score_shared() {
   using Tile = ScoreTile<S>;
-  return kStages * score_stage<T, S>() * (int)sizeof(T) + Tile::kRows * Tile::kColumns / 8 + Tile::kRows * 8 +
-         2 * Tile::kWarpColumns * Tile::kRows * 8 + kWarps * 8 + (int)sizeof(ProfileConstants<T>) + 16 * 6;
+  return kStages * score_stage<A, S>() * (int)sizeof(typename A::Point) + Tile::kRows * Tile::kColumns / 8 +
+         Tile::kRows * 8 + 2 * Tile::kWarpColumns * Tile::kRows * 8 + kWarps * 8 +
+         (int)sizeof(ProfileConstants<typename A::T>) + 16 * 6;
 }
 
 // Steps of k of successive column tiles, as one sequence.
-template <class T, Shape S>
+template <class A, Shape S>
 struct ScoreSteps {
-  const Problem<T>& p;
-  const Pairs<T>& q;
-  const T *row_points, *column_points;
-  T* stages;
+  using Point = typename A::Point;
+  const Problem<typename A::T>& p;
+  const Pairs<typename A::T>& q;
+  const Point *row_points, *column_points;
+  Point* stages;
   int column_begin, steps;  // steps: of one tile
 
   DECOCT_DEVICE void load(int at) const {
     using Tile = ScoreTile<S>;
-    const int first = column_begin + at / steps * Tile::kColumns, d = at % steps * kStep<T>;
-    T* stage = stages + at % kStages * score_stage<T, S>();
-    constexpr int pitch = row_pitch<T>(kStep<T>);
-    load_tile<kStep<T>, Tile::kRows>(stage, pitch, row_points, p.stride, q.row_end - q.row_begin, d,
-                                     p.stride);
-    load_tile<kStep<T>, Tile::kColumns>(stage + Tile::kRows * pitch, pitch,
-                                        column_points + (int64_t)first * p.stride, p.stride,
-                                        q.column_end - first, d, p.stride);
+    const int first = column_begin + at / steps * Tile::kColumns, d = at % steps * kStep<Point>;
+    Point* stage = stages + at % kStages * score_stage<A, S>();
+    constexpr int pitch = row_pitch<Point>(kStep<Point>);
+    load_tile<kStep<Point>, Tile::kRows>(stage, pitch, row_points, p.stride, q.row_end - q.row_begin, d,
+                                         p.stride);
+    load_tile<kStep<Point>, Tile::kColumns>(stage + Tile::kRows * pitch, pitch,
+                                            column_points + (int64_t)first * p.stride, p.stride,
+                                            q.column_end - first, d, p.stride);
   }
 };
 
 // What a score task leaves for the product that follows.
-template <class T>
+template <class A>
 struct TaskScratch {
-  T* weights;
+  typename A::Point* weights;
   double* sums;          // (tile rows, kRowSumKinds)
   uint32_t* near_tiles;  // bits: column tiles in which there are near pairs, whose marks are in `near`
   uint32_t* near;        // (tile rows, kNearWords)
 };
 
-template <Shape S, class T>
-DECOCT_DEVICE TaskScratch<T> scratch_of(const Problem<T>& p, int slot) {
+template <class A, Shape S>
+DECOCT_DEVICE TaskScratch<A> scratch_of(const Problem<typename A::T>& p, int slot) {
   char* own = p.scratch + slot * p.scratch_stride;
-  TaskScratch<T> scratch{(T*)own, nullptr, nullptr, nullptr};
-  scratch.sums = (double*)(scratch.weights + (p.tangent_centres ? 2 : 1) * weight_elements(S));
+  TaskScratch<A> scratch{(typename A::Point*)own, nullptr, nullptr, nullptr};
+  scratch.sums = (double*)((typename A::T*)own + (p.tangent_centres ? 2 : 1) * weight_elements(S));
   scratch.near_tiles = (uint32_t*)(scratch.sums + tile_rows(S) * kRowSumKinds);
   scratch.near = scratch.near_tiles + 4;
   return scratch;
 }
 
 // Weights of a warp's part of a tile to scratch, two columns at a time.
-template <class T, int M, int N>
-DECOCT_DEVICE void store_weights(T* weights, int row, int column, const T (&s)[M][N][4]) {
+template <class A, int M, int N>
+DECOCT_DEVICE void store_weights(typename A::Point* weights, int row, int column,
+                                 const typename A::T (&s)[M][N][4]) {
   const int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
     for (int h = 0; h < 2; ++h)
 #pragma unroll
-      for (int n = 0; n < N; ++n) {
-        T* to = weights + (row + m * 16 + h * 8 + g) * kWeightColumns + column + n * 8 + 2 * t;
-        *(Pair<T>*)to = {s[m][n][2 * h], s[m][n][2 * h + 1]};
-      }
+      for (int n = 0; n < N; ++n)
+        A::store(weights + (row + m * 16 + h * 8 + g) * kWeightColumns + column + n * 8 + 2 * t,
+                 s[m][n][2 * h], s[m][n][2 * h + 1]);
 }
 
 // `scratch`: whether weights and row sums go there, for a product kernel to use.
 template <class A, Shape S, bool Gaussian>
 DECOCT_KERNEL score_kernel(Problem<typename A::T> p, int first_task, bool scratch) {
   using T = typename A::T;
+  using Point = typename A::Point;
   using Tile = ScoreTile<S>;
   Shared shared;
-  T* stages = shared.take<T>(kStages * score_stage<T, S>());
+  Point* stages = shared.take<Point>(kStages * score_stage<A, S>());
   uint32_t* near_bits = shared.take<uint32_t>(Tile::kRows * Tile::kColumns / 32);
   double* near_sums = shared.take<double>(Tile::kRows);
   double* row_sums = shared.take<double>(2 * Tile::kWarpColumns * Tile::kRows);
@@ -111,15 +116,15 @@ DECOCT_KERNEL score_kernel(Problem<typename A::T> p, int first_task, bool scratc
   const Task task = p.tasks[first_task + block_index()];
   const Pairs<T> q = begin_pairs<Tile::kRows, Tile::kColumns>(p, task, constants, near_bits, near_sums);
 
-  const TaskScratch<T> own = scratch_of<S>(p, block_index());
-  T* weights = scratch && q.gradient ? own.weights : nullptr;
+  const TaskScratch<A> own = scratch_of<A, S>(p, block_index());
+  Point* weights = scratch && q.gradient ? own.weights : nullptr;
   uint32_t near_tiles = 0;
-  const int steps = (p.stride + kStep<T> - 1) / kStep<T>;
+  const int steps = (p.stride + kStep<Point> - 1) / kStep<Point>;
   const int total = (task.col_end - task.col_begin + Tile::kColumns - 1) / Tile::kColumns * steps;
-  const ScoreSteps<T, S> source{p,
+  const ScoreSteps<A, S> source{p,
                                 q,
-                                q.rows->points + (q.first_row + q.row_begin) * p.stride,
-                                q.columns->points + q.first_column * p.stride,
+                                (const Point*)q.rows->points + (q.first_row + q.row_begin) * p.stride,
+                                (const Point*)q.columns->points + q.first_column * p.stride,
                                 stages,
                                 task.col_begin,
                                 steps};
@@ -134,17 +139,17 @@ DECOCT_KERNEL score_kernel(Problem<typename A::T> p, int first_task, bool scratc
     sync_block();
     if (at + kStages - 1 < total) source.load(at + kStages - 1);
     commit_copies();
-    constexpr int pitch = row_pitch<T>(kStep<T>);
-    const T* stage = stages + at % kStages * score_stage<T, S>();
+    constexpr int pitch = row_pitch<Point>(kStep<Point>);
+    const Point* stage = stages + at % kStages * score_stage<A, S>();
     A::multiply_rows(sums, stage + Tile::row() * pitch, pitch, stage + (Tile::kRows + Tile::column()) * pitch,
-                     pitch, kStep<T>);
+                     pitch, kStep<Point>);
     if (at % steps != steps - 1) continue;
 
     const int first = task.col_begin + at / steps * Tile::kColumns;
     const bool near = weigh<A, Gaussian, Tile::kColumns>(p.kernel.profile, q, sums, Tile::row(),
                                                          Tile::column(), first, totals);
-    T* tile_weights = weights ? weights + first - task.col_begin : nullptr;
-    if (tile_weights) store_weights(tile_weights, Tile::row(), Tile::column(), sums);
+    Point* tile_weights = weights ? weights + first - task.col_begin : nullptr;
+    if (tile_weights) store_weights<A>(tile_weights, Tile::row(), Tile::column(), sums);
     if (sync_block_any(near)) {
       const int at_column = first - task.col_begin;
       near_tiles |= 1u << at_column / Tile::kColumns;
@@ -153,7 +158,7 @@ DECOCT_KERNEL score_kernel(Problem<typename A::T> p, int first_task, bool scratc
         const NearPair<T> pair = near_pair(p, q, row, j);
         if (lane_index() != 0) return;
         near_sums[row] += (double)pair.k * (double)pair.weight;
-        if (q.kernel) tile_weights[row * kWeightColumns + j - first] = pair.k;
+        if (q.kernel) tile_weights[row * kWeightColumns + j - first] = A::point(pair.k);
       });
     }
     clear(sums);

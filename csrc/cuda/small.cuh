@@ -63,7 +63,7 @@ template <class T, int Width>
 DECOCT_DEVICE void load_small(const Problem<T>& p, const Pairs<T>& q, T* columns, T* weights, int index,
                               int first) {
   load_tile<Width, kSmallColumns>(columns + index % 2 * kSmallColumns * Width, Width,
-                                  q.columns->points + (q.first_column + first) * p.stride, p.stride,
+                                  (const T*)q.columns->points + (q.first_column + first) * p.stride, p.stride,
                                   q.column_end - first, 0, p.stride);
   commit_copies();
   const int j = thread_index();
@@ -96,7 +96,7 @@ DECOCT_KERNEL small_kernel(Problem<T> p, int first_task) {
     rows[r].scale = inside ? q.rows->weights[q.first_row + i] * q.scale : T(0);
 #pragma unroll
     for (int d = 0; d < Width; ++d) {
-      rows[r].point[d] = inside ? q.rows->points[(q.first_row + i) * p.stride + d] : T(0);
+      rows[r].point[d] = inside ? ((const T*)q.rows->points)[(q.first_row + i) * p.stride + d] : T(0);
       rows[r].gradient[d] = 0;
     }
   }

@@ -1,7 +1,6 @@
 // Tiles on their way from packed rows to shared memory.
 #pragma once
 #include "arithmetic.cuh"
-#include "problem.cuh"
 
 namespace decoct::cuda {
 
@@ -16,10 +15,11 @@ template <class T>
 constexpr int row_pitch(int width) {
   return width + kTilePadding / (int)sizeof(T);
 }
-// The same for tiles that are read along their columns.
+// The same for tiles that are read along their columns, one row's numbers at a time, or in bfloat16 by
+// matrices as above.
 template <class T>
 constexpr int column_pitch(int width) {
-  return width + 2 * kTilePadding / (int)sizeof(T);
+  return width + (sizeof(T) == 2 ? 1 : 2) * kTilePadding / (int)sizeof(T);
 }
 
 // A tile of `Height` rows, of which `rows` exist, and of `Width` columns from `column` on; columns beyond

@@ -23,9 +23,9 @@ struct WorkspaceLayout {
   int64_t centres, tangent_centres;  // T (segments, dim)
   int64_t chunk_norms, chunk_sums;   // double (chunks), (chunks, dim)
   int64_t partials;                  // double (values)
-  int64_t points[2], norms[2], weights[2];
+  int64_t points[2], norms[2], weights[2];  // points, tangents, vectors: with room for T, also if bfloat16
   int64_t tangents[2], dots[2], tangent_weights[2];  // of Hessian-vector products
-  int64_t vectors;                                   // T (rows of y, slab_stride), of products with vectors
+  int64_t vectors;                                   // (rows of y, slab_stride), of products with vectors
   int64_t scratch;
   int64_t bytes;
   int64_t stride, slab_stride;  // elements of a packed row and of a row of a slab

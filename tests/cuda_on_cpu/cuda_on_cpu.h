@@ -215,6 +215,17 @@ inline void load_matrices(uint32_t (&words)[4], const void* row,
     std::memcpy(&words[matrix], (const char*)rows[8 * matrix + lane / 4] + lane % 4 * 4, 4);
 }
 
+inline void load_transposed(uint32_t (&words)[4], const void* row,
+                            Place place = DECOCT_PLACE("load_transposed")) {
+  emulation::check_shared_row(row, place);
+  const uint64_t* rows = emulation::meet_warp((uint64_t)row, false, place);
+  const int lane = lane_index();
+  for (int matrix = 0; matrix < 4; ++matrix)
+    for (int part = 0; part < 2; ++part)
+      std::memcpy((char*)&words[matrix] + 2 * part,
+                  (const char*)rows[8 * matrix + lane % 4 * 2 + part] + lane / 4 * 2, 2);
+}
+
 template <int M, int N>
 void multiply_tf32(float (&sums)[M][N][4], const uint32_t (&a)[M][4], const uint32_t (&b)[N][2],
                    Place place = DECOCT_PLACE("multiply_tf32")) {

@@ -145,6 +145,18 @@ DECOCT_KERNEL multiply(const void* a, const void* b, int rows, int columns, int 
   }
 }
 
+// Four 8 x 8 matrices of 16-bit numbers, as the lanes receive their transposes.
+DECOCT_KERNEL transpose(const uint16_t* matrices, uint32_t* words) {
+  Shared shared;
+  uint16_t* tile = shared.take<uint16_t>(4 * 64);
+  const int lane = lane_index();
+  for (int k = lane; k < 4 * 64; k += 32) tile[k] = matrices[k];
+  sync_warp();
+  uint32_t own[4];
+  load_transposed(own, tile + lane * 8);
+  for (int k = 0; k < 4; ++k) words[k * 32 + lane] = own[k];
+}
+
 // Partial sums of all blocks, added by the one that draws the last ticket.
 DECOCT_KERNEL reduce_in_last(float* partial, int blocks, int* tickets, float* total) {
   Shared shared;

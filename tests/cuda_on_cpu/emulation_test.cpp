@@ -238,6 +238,20 @@ void test_memory(const std::string& order) {
 
 // ---- Numbers ----
 
+void test_transposes() {
+  std::vector<uint16_t> matrices(4 * 64);
+  std::vector<uint32_t> words(4 * 32);
+  for (size_t k = 0; k < matrices.size(); ++k) matrices[k] = (uint16_t)(k * 257);
+  launch(transpose, shape(1, 32), (const uint16_t*)matrices.data(), words.data());
+  bool right = true;
+  for (int k = 0; k < 4 * 32; ++k)
+    for (int part = 0; part < 2; ++part) {
+      const int matrix = k / 32, column = k % 32 / 4, row = k % 4 * 2 + part;
+      right &= (uint16_t)(words[k] >> 16 * part) == matrices[matrix * 64 + row * 8 + column];
+    }
+  check(right, "transposed matrices");
+}
+
 template <bool kBfloat16>
 void test_fragments() {
   constexpr int kDim = kBfloat16 ? 16 : 8;
@@ -366,6 +380,7 @@ void test_all() {
   test_launches();
   test_fragments<false>();
   test_fragments<true>();
+  test_transposes();
   test_rounding();
   test_exp2();
 }

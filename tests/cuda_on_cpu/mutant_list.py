@@ -329,8 +329,8 @@ ARITHMETIC = [
     plain(
         "fragments: halves of the left operand swapped",
         "arithmetic.cuh",
-        "stride + k + lane / 16 * 4);",
-        "stride + k + (1 - lane / 16) * 4);",
+        "stride + k + lane / 16 * kPiece<P>);",
+        "stride + k + (1 - lane / 16) * kPiece<P>);",
         TF32,
         FUSED_CASES,
     ),
@@ -353,8 +353,16 @@ ARITHMETIC = [
     plain(
         "fragments: bfloat16 pairs of weights swapped",
         "arithmetic.cuh",
-        "there ? pack_bfloat16(w[0], w[1])",
-        "there ? pack_bfloat16(w[1], w[0])",
+        "pack_bfloat16(w[0], w[1])",
+        "pack_bfloat16(w[1], w[0])",
+        BF16,
+        "fused:fused gaussian D=33 medium",
+    ),
+    plain(
+        "fragments: bfloat16 columns read the first half of k twice",
+        "arithmetic.cuh",
+        "tile + lane % 16 * stride",
+        "tile + lane % 8 * stride",
         BF16,
         "fused:fused gaussian D=33 medium",
     ),
@@ -492,7 +500,7 @@ PAIRS = [
     plain(
         "hvp: no product of the rows' tangents",
         "hvp.cuh",
-        "      A::multiply_rows(change, x + tangents, pitch, y, pitch, kStep<T>);\n",
+        "      A::multiply_rows(change, x + tangents, pitch, y, pitch, kStep<Point>);\n",
         "",
         TF32,
         HVP,

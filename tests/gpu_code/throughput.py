@@ -60,7 +60,7 @@ ALU = {
     *("FSETP", "FSEL", "FMNMX", "ISETP", "IADD3", "IMNMX", "LEA", "LOP3", "PLOP3", "PRMT", "SEL", "SHF"),
     *("MOV", "F2FP", "FCHK", "P2R", "R2P", "VIADD", "VIMNMX", "IABS"),
 }
-STEP = 32  # columns of a step of the score and product kernels: kStepBytes of floats
+STEP_BYTES, COPY_BYTES = 128, 16  # of a row at a time in the score and product kernels; of a copy
 THREADS, WARPS = 128, 4
 
 # Rows, columns, and a warp's share of them in parts of 16 x 8 (score.cuh, fused.cuh).
@@ -144,8 +144,8 @@ def leanest(blocks: Iterable[Block], pattern: str) -> Block | None:
     return min(found, key=lambda b: len(b.instructions) / b.count(pattern), default=None)
 
 
-def has(pattern: str) -> Test:
-    return lambda block: block.count(pattern) > 0
+def has(pattern: str, least: int = 1) -> Test:
+    return lambda block: block.count(pattern) >= least
 
 
 def is_block(wanted: Block) -> Test:
@@ -203,7 +203,7 @@ def find_loop(kernel: Kernel, hmma: str, kind: str) -> Loop | None:
     if kind == "product":
         return Loop(scores, copies, step)
     product = leanest(blocks[first:], hmma) if kind == "fused" else None
-    stops = [has(EXP)] + ([has(r"STG\.E\.64")] if kind == "score" else [])
+    stops = [has(EXP)] + ([has(r"STG\.E(\.64)?", 4)] if kind == "score" else [])
     if kind == "fused":
         if product is None:
             return None
@@ -226,6 +226,8 @@ def predict_tensor(kernel: Kernel, capability: int, dim: int) -> Prediction | No
     rows, columns, m, n = tile
     triple = 3 if arithmetic == "Tf32x3" else 1
     depth = HMMA_DEPTH[arithmetic]
+    size = 32 // depth  # bytes of a number
+    step = STEP_BYTES // size
     parts = Parts(capability)
 
     def add(block: Block, pattern: str, times: float) -> None:
@@ -233,18 +235,18 @@ def predict_tensor(kernel: Kernel, capability: int, dim: int) -> Prediction | No
 
     def add_copies(elements: int) -> None:
         if loop.copies is not loop.scores:  # else they are counted with it
-            add(loop.copies, COPY, elements / 4 / THREADS)
+            add(loop.copies, COPY, elements * size / COPY_BYTES / THREADS)
 
     ideal = 32 / 128 * dim / depth * triple  # of a warp for 32 pairs; an HMMA has 16 x 8
-    if kind == "product":  # for one step: `rows` x STEP pairs, `columns` of the result
-        add(loop.scores, HMMA[arithmetic], m * n * STEP / depth * triple)
-        add_copies((rows + columns) * STEP)
+    if kind == "product":  # for one step: `rows` x `step` pairs, `columns` of the result
+        add(loop.scores, HMMA[arithmetic], m * n * step / depth * triple)
+        add_copies((rows + columns) * step)
         parts.add((i for b in loop.step for i in b.instructions), 1)
         tiles = ceil(dim / columns)
-        return parts.prediction(dim, rows * STEP / WARPS / tiles, ideal, 0)
+        return parts.prediction(dim, rows * step / WARPS / tiles, ideal, 0)
     pairs = m * n * 128
-    steps = 1 if kind == "fused" else ceil(dim / STEP)
-    width = int(arguments[1]) if kind == "fused" else steps * STEP
+    steps = 1 if kind == "fused" else ceil(dim / step)
+    width = int(arguments[1]) if kind == "fused" else steps * step
     add(loop.scores, HMMA[arithmetic], m * n * width / depth * triple)
     add_copies((columns if kind == "fused" else rows + columns) * width)
     if kind == "score":
