@@ -2,9 +2,8 @@
 //
 //   operations   3 D, with the gradient 7 D, and one exponential (or root) a pair
 //   bytes        a column passes through shared memory once for 64 rows: nothing beside the arithmetic
-//   bound        the exponentials: A100 2.4, H100 3.9 Tpair/s in float32. At D = 3 some 24
-//                instructions a pair are issued beside each, which leaves a fifth of that on A100 and a third
-//                on H100
+//   bound        with the gradient three float32 instructions a dimension, from D = 3 on longer than the
+//                exponential: at D = 3 A100 1.1, H100 3.7, at D = 15 A100 0.22, H100 0.74 Tpair/s
 //
 // A lane holds two rows in registers, every column it reads serves both. The columns of a tile are dealt to
 // the four warps, whose sums are added in order at the end.
@@ -41,19 +40,18 @@ DECOCT_DEVICE void meet_columns(const Pairs<T>& q, const T* columns, const T* we
     const T weight = weights[j];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      T argument = 0;
+      T argument = 0, towards[Width];  // from the row to the column, or the column
 #pragma unroll
       for (int d = 0; d < Width; ++d) {
-        const T difference = rows[r].point[d] - other[d];
-        argument += is_radial(P) ? difference * difference : rows[r].point[d] * other[d];
+        towards[d] = is_radial(P) ? other[d] - rows[r].point[d] : other[d];
+        argument += towards[d] * (is_radial(P) ? towards[d] : rows[r].point[d]);
       }
-      const Jet<T> jet = profile<P, multiple ? 0 : 1, Math, One>(*q.constants, argument);
+      const auto jet = profile<P, multiple ? 0 : 1, Math, One>(*q.constants, argument);
       const T k = jet.k * weight;
       k_sum[r] += k;
       const T w = (multiple ? k * -q.constants->slope[0] : jet.k1 * weight) * rows[r].scale;
 #pragma unroll
-      for (int d = 0; d < Width; ++d)
-        rows[r].gradient[d] += w * (is_radial(P) ? other[d] - rows[r].point[d] : other[d]);
+      for (int d = 0; d < Width; ++d) rows[r].gradient[d] += w * towards[d];
     }
   }
   for (int r = 0; r < 2; ++r) rows[r].k += (double)k_sum[r];

@@ -34,7 +34,8 @@ Cycles of a warp's instruction in one partition, from the throughput table of th
                         128 bytes. LDSM.x4 and LDGSTS.128 take four times that
 
 The bound is the one that the kernels state at their heads, at the data sheet's peaks: D products a pair, in
-the fused kernel twice (3xTF32: three for one), or one exponential, whichever takes longer. On H100 no kernel
+the fused kernel twice (3xTF32: three for one), in the small kernel three FP32 instructions for each of D
+dimensions, or one exponential, whichever takes longest. On H100 no kernel
 with mma.sync comes beyond 0.62 of it where products bound.
 """
 
@@ -130,10 +131,16 @@ class Parts:
         for pipe, cycles in cycles_of(instructions, self.capability, self.broadcast).items():
             self.total[pipe] += cycles * times
 
-    def prediction(self, dim: int, pairs: float, products: float, exponentials: int) -> Prediction:
-        """`pairs` of the warp; `products` (HMMAs) and `exponentials` that the bound has for 32 pairs."""
+    def prediction(
+        self, dim: int, pairs: float, exponentials: int, products: float = 0, additions: float = 0
+    ) -> Prediction:
+        """`pairs` of the warp; what the bound has for 32 pairs, `products` in HMMAs, `additions` in FFMAs."""
         cycles = {pipe: value * 32 / pairs for pipe, value in self.total.items()}
-        bounds = {"HMMA": products * PEAK_CYCLES[self.capability], "MUFU": exponentials * 8.0}
+        bounds = {
+            "HMMA": products * PEAK_CYCLES[self.capability],
+            "FP32": additions * FP32_CYCLES[self.capability],
+            "MUFU": exponentials * 8.0,
+        }
         bound_by = max(bounds, key=lambda pipe: bounds[pipe])
         return Prediction(dim, cycles["issue"], cycles, bounds[bound_by], bound_by)
 
@@ -172,7 +179,7 @@ def predict_small(kernel: Kernel, capability: int, dim: int) -> Prediction | Non
     _, exponentials, turn = min(turns, key=lambda t: t[0])
     parts = Parts(capability, broadcast=True)
     parts.add(turn, 1)
-    return parts.prediction(dim, 32 * exponentials, 0, 1)
+    return parts.prediction(dim, 32 * exponentials, 1, additions=3 * dim)
 
 
 @dataclass(frozen=True)
@@ -243,7 +250,7 @@ def predict_tensor(kernel: Kernel, capability: int, dim: int) -> Prediction | No
         add_copies((rows + columns) * step)
         parts.add((i for b in loop.step for i in b.instructions), 1)
         tiles = ceil(dim / columns)
-        return parts.prediction(dim, rows * step / WARPS / tiles, ideal, 0)
+        return parts.prediction(dim, rows * step / WARPS / tiles, 0, products=ideal)
     pairs = m * n * 128
     steps = 1 if kind == "fused" else ceil(dim / step)
     width = int(arguments[1]) if kind == "fused" else steps * step
@@ -254,7 +261,7 @@ def predict_tensor(kernel: Kernel, capability: int, dim: int) -> Prediction | No
     parts.add((i for b in loop.profile for i in b.instructions), 1)
     if loop.product:
         add(loop.product, HMMA[arithmetic], m * n * 8 / depth * width / 8 * triple)
-    return parts.prediction(dim, pairs, ideal * (2 if kind == "fused" else 1), 1)
+    return parts.prediction(dim, pairs, 1, products=ideal * (2 if kind == "fused" else 1))
 
 
 def dimensions(kernel: Kernel) -> list[int]:
