@@ -90,7 +90,7 @@ def kernel_matvec(
     execution: Execution,
 ) -> None: ...
 def segment_sums(
-    *, x: Matrix, a: Matrix | None, offsets: Matrix, out: Matrix, threads: int, stream: int
+    *, x: Matrix, a: Matrix | None, offsets: Matrix, out: Matrix, execution: Execution
 ) -> None: ...
 def mean_bandwidth(
     *,
