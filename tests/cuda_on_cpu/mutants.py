@@ -1,4 +1,5 @@
-"""Puts the bugs of mutant_list.py into copies of the CUDA kernels; the tests and sanitizers must catch each.
+"""Puts the bugs of memory_mutants.py and number_mutants.py into copies of the CUDA kernels; the tests and
+sanitizers must catch each.
 
     python tests/cuda_on_cpu/mutants.py [TEXT]    TEXT: of the names of the mutants to try, default all
 
@@ -16,7 +17,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mutant_list import MUTANTS, Mutant
+import memory_mutants
+import number_mutants
+from mutant import Mutant
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -147,7 +150,7 @@ class Trial:
 
 
 def main(words: list[str]) -> int:
-    mutants = [m for m in MUTANTS if not words or words[0] in m.name]
+    mutants = [m for m in memory_mutants.MUTANTS + number_mutants.MUTANTS if not words or words[0] in m.name]
     missing = missing_places(mutants)
     if missing:
         print("\n".join(missing))

@@ -1,33 +1,20 @@
-"""Bugs put into the CUDA kernels one at a time, and which check must catch each."""
+"""Mutants of barriers, waits, bounds, guards and what blocks share."""
 
-from functools import partial
-from typing import NamedTuple
-
-
-class Mutant(NamedTuple):
-    name: str
-    file: str  # of csrc/cuda
-    old: str  # found exactly once
-    new: str
-    units: str  # sources that are compiled again
-    cases: str  # a group of kernels_test and, behind a colon, what the names of its cases contain
-    check: str  # plain, asan (with undefined behaviour) or tsan
-
-
-plain, asan, tsan = (partial(Mutant, check=check) for check in ("plain", "asan", "tsan"))
-
-TF32, X3, BF16, DOUBLE = "pairs_tf32", "pairs_tf32x3", "pairs_bfloat16", "pairs_float64"
-FUSED_CASES = "fused:fused gaussian D=33 high"
-FUSED_SPLIT = "fused:split gaussian D=129 high"
-X3_CASES = "fused:fused gaussian D=33 highest"
-NARROW = "weights:weights gaussian D=257 high"
-NEAR = "weights:weights split gaussian D=20 double"
-SMALL = "small:small gaussian D=3 highest"
-SMALL_SPLIT = "small:small split gaussian"
-HVP = "hvp:hvp gaussian D=20 high given 15"
-HVP_DOUBLE = "hvp:hvp gaussian D=20 double"
-MATVEC = "matvec:matvec laplacian D=40 high columns 3"
-SUMS, BANDWIDTH = "rows:D=3 sums", "rows:D=19 bandwidth"
+from mutant import (
+    BANDWIDTH,
+    FUSED_CASES,
+    FUSED_SPLIT,
+    HVP,
+    MATVEC,
+    NARROW,
+    SMALL,
+    SMALL_SPLIT,
+    SUMS,
+    TF32,
+    asan,
+    plain,
+    tsan,
+)
 
 BARRIERS = [
     tsan(
@@ -325,194 +312,4 @@ BLOCKS = [
     ),
 ]
 
-ARITHMETIC = [
-    plain(
-        "fragments: halves of the left operand swapped",
-        "arithmetic.cuh",
-        "stride + k + lane / 16 * kPiece<P>);",
-        "stride + k + (1 - lane / 16) * kPiece<P>);",
-        TF32,
-        FUSED_CASES,
-    ),
-    plain(
-        "fragments: words of the right operand swapped",
-        "arithmetic.cuh",
-        "b[n][0] = words[0];\n    b[n][1] = words[1];",
-        "b[n][0] = words[1];\n    b[n][1] = words[0];",
-        TF32,
-        FUSED_CASES,
-    ),
-    plain(
-        "fragments: weights swapped",
-        "arithmetic.cuh",
-        "left[m][1] = as_bits(weights[m][k][2]);\n          left[m][2] = as_bits(weights[m][k][1]);",
-        "left[m][1] = as_bits(weights[m][k][1]);\n          left[m][2] = as_bits(weights[m][k][2]);",
-        TF32,
-        FUSED_CASES,
-    ),
-    plain(
-        "fragments: bfloat16 pairs of weights swapped",
-        "arithmetic.cuh",
-        "pack_bfloat16(w[0], w[1])",
-        "pack_bfloat16(w[1], w[0])",
-        BF16,
-        "fused:fused gaussian D=33 medium",
-    ),
-    plain(
-        "fragments: bfloat16 columns read the first half of k twice",
-        "arithmetic.cuh",
-        "tile + lane % 16 * stride",
-        "tile + lane % 8 * stride",
-        BF16,
-        "fused:fused gaussian D=33 medium",
-    ),
-    plain(
-        "3xTF32: no big times small",
-        "arithmetic.cuh",
-        "    multiply_tf32(sums, a, b_small);\n",
-        "",
-        X3,
-        X3_CASES,
-    ),
-    plain(
-        "3xTF32: no small times big",
-        "arithmetic.cuh",
-        "    multiply_tf32(sums, a_small, b);\n",
-        "",
-        X3,
-        X3_CASES,
-    ),
-    plain(
-        "3xTF32: the small part is the number",
-        "arithmetic.cuh",
-        "small = as_bits(value - as_float(big));",
-        "small = as_bits(value);",
-        X3,
-        X3_CASES,
-    ),
-    plain(
-        "bandwidth: divided by the number of rows",
-        "rows.cuh",
-        "(norms - squares / count) / (count - 1)",
-        "(norms - squares / count) / count",
-        "rows",
-        BANDWIDTH,
-    ),
-]
-
-PAIRS = [
-    plain(
-        "pairs of a point and itself stay in the tile",
-        "near.cuh",
-        "s[m][n][e] = far;",
-        "(void)far;",
-        X3,
-        "fused:fused alike",
-    ),
-    plain(
-        "pairs of a point and itself are left out",
-        "pairs.cuh",
-        "near_sums[row] = met ?",
-        "near_sums[row] = met && false ?",
-        X3,
-        "fused:fused laplacian D=33 highest",
-    ),
-    plain(
-        "pairs of a point and itself are marked",
-        "near.cuh",
-        "if (q.same && q.row_begin + i == first + j) continue;",
-        "",
-        X3,
-        "fused:fused laplacian D=33 highest",
-    ),
-    plain(
-        "near pairs are not marked",
-        "near.cuh",
-        "      atomic_or(q.near_bits",
-        "      if (false) atomic_or(q.near_bits",
-        TF32,
-        FUSED_CASES,
-    ),
-    plain(
-        "near pairs stay in the tile",
-        "weigh.cuh",
-        "            if (close) counted.v[v] = 0;\n",
-        "",
-        TF32,
-        FUSED_CASES,
-    ),
-    plain(
-        "near pairs are not unmarked",
-        "near.cuh",
-        "        *bits = 0;\n",
-        "",
-        DOUBLE,
-        NEAR,
-    ),
-    plain(
-        "near pairs: the slab is not zeroed",
-        "fused.cuh",
-        "          q.slab[at] = 0;\n",
-        "          ;\n",
-        TF32,
-        FUSED_CASES,
-    ),
-    plain(
-        "near pairs: the slab is overwritten",
-        "fused.cuh",
-        "(touched ? q.slab[at] : 0)",
-        "(touched ? 0 : 0)",
-        X3,
-        X3_CASES,
-    ),
-    plain(
-        "near pairs are missing in products with weights",
-        "product.cuh",
-        "if (tiles == 0) continue;",
-        "continue;",
-        DOUBLE,
-        NEAR,
-    ),
-    plain(
-        "near pairs: their marks are not kept for the product",
-        "near.cuh",
-        "if (kept) kept[row * kNearWords + word] = left;",
-        "if (kept) kept[row * kNearWords + word] = 0;",
-        DOUBLE,
-        NEAR,
-    ),
-    plain(
-        "near pairs are missing in products with vectors",
-        "score.cuh",
-        "if (q.kernel) tile_weights[row",
-        "if (false) tile_weights[row",
-        TF32,
-        MATVEC,
-    ),
-    plain(
-        "hvp: no base weights",
-        "hvp.cuh",
-        "if (p.moving) store_weights",
-        "if (false) store_weights",
-        TF32,
-        HVP,
-    ),
-    plain(
-        "hvp: no product of the rows' tangents",
-        "hvp.cuh",
-        "      A::multiply_rows(change, x + tangents, pitch, y, pitch, kStep<Point>);\n",
-        "",
-        TF32,
-        HVP,
-    ),
-    plain(
-        "hvp: base weights of the other sign",
-        "hvp.cuh",
-        "jet.k1 * (q.scale * q.constants->turning)",
-        "jet.k1 * -(q.scale * q.constants->turning)",
-        DOUBLE,
-        HVP_DOUBLE,
-    ),
-]
-
-MUTANTS = BARRIERS + WAITS + BOUNDS + GUARDS + BLOCKS + ARITHMETIC + PAIRS
+MUTANTS = BARRIERS + WAITS + BOUNDS + GUARDS + BLOCKS

@@ -1,0 +1,30 @@
+"""What a mutant is: a bug put into the CUDA kernels, and which check must catch it on which cases."""
+
+from functools import partial
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str  # of csrc/cuda
+    old: str  # found exactly once
+    new: str
+    units: str  # sources that are compiled again
+    cases: str  # a group of kernels_test and, behind a colon, what the names of its cases contain
+    check: str  # plain, asan (with undefined behaviour) or tsan
+
+
+plain, asan, tsan = (partial(Mutant, check=check) for check in ("plain", "asan", "tsan"))
+
+TF32, X3, BF16, DOUBLE = "pairs_tf32", "pairs_tf32x3", "pairs_bfloat16", "pairs_float64"
+FUSED_CASES = "fused:fused gaussian D=33 high"
+FUSED_SPLIT = "fused:split gaussian D=129 high"
+X3_CASES = "fused:fused gaussian D=33 highest"
+NARROW = "weights:weights gaussian D=257 high"
+NEAR = "weights:weights split gaussian D=20 double"
+SMALL = "small:small gaussian D=3 highest"
+SMALL_SPLIT = "small:small split gaussian"
+HVP = "hvp:hvp gaussian D=20 high given 15"
+HVP_DOUBLE = "hvp:hvp gaussian D=20 double"
+MATVEC = "matvec:matvec laplacian D=40 high columns 3"
+SUMS, BANDWIDTH = "rows:D=3 sums", "rows:D=19 bandwidth"
