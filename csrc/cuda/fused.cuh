@@ -137,7 +137,7 @@ DECOCT_KERNEL fused_kernel(Problem<float> p, int first_task) {
   sync_block();
   // Read again rather than kept in registers.
   const Task again = p.tasks[first_task + block_index()];
-  Pairs<float> done = make_pairs(p, again, p.segments[again.segment]);
+  Pairs<float> done = make_pairs(p, again);
   done.near_sums = near_sums;
   if (done.gradient) store_gradient<A, Width>(done, gradient, own_row, part, touched, (float*)tiles);
   double* row_sums = (double*)rows;  // these are no longer needed

@@ -24,7 +24,8 @@ struct Pairs {
 };
 
 template <class T>
-DECOCT_DEVICE Pairs<T> make_pairs(const Problem<T>& p, const Task& task, const SegmentPlan& s) {
+DECOCT_DEVICE Pairs<T> make_pairs(const Problem<T>& p, const Task& task) {
+  const SegmentPlan& s = p.segments[task.segment];
   Pairs<T> q{};
   const bool rows_x = task.flags & kRowsX, columns_x = task.flags & kColumnsX;
   q.rows = &side_of(p, rows_x);
@@ -51,7 +52,7 @@ DECOCT_DEVICE Pairs<T> make_pairs(const Problem<T>& p, const Task& task, const S
 template <int Rows, int Columns, class T>
 DECOCT_DEVICE Pairs<T> begin_pairs(const Problem<T>& p, const Task& task, ProfileConstants<T>* constants,
                                    uint32_t* near_bits, double* near_sums) {
-  Pairs<T> q = make_pairs(p, task, p.segments[task.segment]);
+  Pairs<T> q = make_pairs(p, task);
   q.constants = constants;
   q.near_bits = near_bits;
   q.near_sums = near_sums;

@@ -105,7 +105,7 @@ DECOCT_DEVICE void add_near_pairs(const Problem<typename A::T>& p, const Task& p
     const uint32_t tiles = *scratch.near_tiles;
     if (tiles == 0) continue;
     const Task score = p.tasks[index];
-    Pairs<T> q = make_pairs(p, score, p.segments[score.segment]);
+    Pairs<T> q = make_pairs(p, score);
     q.constants = &p.states[score.segment].constants;
     for (int row = warp_index(); row < tile_rows(S); row += kWarps)
       for (int word = 0; word < kNearWords; ++word) {

@@ -81,8 +81,7 @@ DECOCT_KERNEL small_kernel(Problem<T> p, int first_task) {
   auto* constants = shared.take<ProfileConstants<T>>(1);
 
   const Task task = p.tasks[first_task + block_index()];
-  const SegmentPlan s = p.segments[task.segment];
-  Pairs<T> q = make_pairs(p, task, s);
+  Pairs<T> q = make_pairs(p, task);
   q.constants = constants;
   copy_constants(constants, p.states[task.segment].constants);
   SmallRow<T, Width> rows[2];

@@ -189,18 +189,11 @@ struct Problem {
   int64_t count() const { return (int64_t)segments.size(); }
 
   Clouds clouds(const Kernel& kernel, double* bandwidth) {
-    Clouds c{};
-    c.x = x.matrix();
-    c.y = y.matrix();
+    Clouds c = reference::clouds_of(x.matrix(), y.matrix(), x_offsets, y_offsets, kernel, bandwidth);
     if (setup.weighted) {
       c.a = {a.data(), (int64_t)a.size(), 1, 1, dtype_of<T>};
       c.b = {b.data(), (int64_t)b.size(), 1, 1, dtype_of<T>};
     }
-    c.x_offsets = x_offsets.data();
-    c.y_offsets = y_offsets.data();
-    c.segments = count();
-    c.bandwidth = bandwidth;
-    c.kernel = kernel;
     return c;
   }
 

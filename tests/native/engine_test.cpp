@@ -102,16 +102,14 @@ struct Problem {
   DType row_type() const { return bfloat ? DType::bfloat16 : dtype_of<T>; }
 
   Clouds clouds(const Kernel& kernel, double* bandwidth) {
-    Clouds c{};
-    c.x = {bfloat ? (void*)x_half.data() : x.data(), x_offsets.back(), shape.dim, stride, row_type()};
-    c.y = {bfloat ? (void*)y_half.data() : y.data(), y_offsets.back(), shape.dim, stride, row_type()};
+    const auto rows = [&](void* data, const std::vector<int64_t>& offsets) {
+      return Matrix{data, offsets.back(), shape.dim, stride, row_type()};
+    };
+    Clouds c = reference::clouds_of(rows(bfloat ? (void*)x_half.data() : x.data(), x_offsets),
+                                    rows(bfloat ? (void*)y_half.data() : y.data(), y_offsets), x_offsets,
+                                    y_offsets, kernel, bandwidth);
     c.a = matrix(a, x_offsets.back(), 1);
     c.b = matrix(b, y_offsets.back(), 1);
-    c.x_offsets = x_offsets.data();
-    c.y_offsets = y_offsets.data();
-    c.segments = count();
-    c.bandwidth = bandwidth;
-    c.kernel = kernel;
     return c;
   }
 

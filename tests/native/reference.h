@@ -10,6 +10,21 @@ namespace reference {
 using decoct::Kernel;
 using decoct::Profile;
 
+// What a call is given, but for weights.
+inline decoct::Clouds clouds_of(const decoct::Matrix& x, const decoct::Matrix& y,
+                                const std::vector<int64_t>& x_offsets, const std::vector<int64_t>& y_offsets,
+                                const Kernel& kernel, double* bandwidth) {
+  decoct::Clouds c{};
+  c.x = x;
+  c.y = y;
+  c.x_offsets = x_offsets.data();
+  c.y_offsets = y_offsets.data();
+  c.segments = (int64_t)x_offsets.size() - 1;
+  c.bandwidth = bandwidth;
+  c.kernel = kernel;
+  return c;
+}
+
 // k and dk/ds, where s is the squared distance (radial) or the inner product.
 struct Value {
   double k, slope;
