@@ -36,8 +36,11 @@ const std::map<std::string, Profile> kProfiles = {{"gaussian", Profile::gaussian
                                                   {"rational_quadratic", Profile::rational_quadratic},
                                                   {"polynomial", Profile::polynomial},
                                                   {"linear", Profile::linear}};
-const std::map<std::string, Op> kOps = {
-    {"sums", Op::sums}, {"hvp", Op::hvp}, {"matvec", Op::matvec}, {"rows", Op::rows}};
+const std::map<std::string, Op> kOps = {{"sums", Op::sums},
+                                        {"hvp", Op::hvp},
+                                        {"matvec", Op::matvec},
+                                        {"rows", Op::rows},
+                                        {"sinkhorn", Op::sinkhorn}};
 const std::map<std::string, Precision> kPrecisions = {
     {"highest", Precision::highest}, {"high", Precision::high}, {"medium", Precision::medium}};
 
@@ -105,13 +108,19 @@ Clouds make_rows(const Matrix& x, const Matrix& y, const Matrix& x_offsets, cons
 
 Clouds make_clouds(const Matrix& x, const Matrix& y, const MaybeMatrix& a, const MaybeMatrix& b,
                    const Matrix& x_offsets, const Matrix& y_offsets, const Matrix& bandwidth,
-                   const Kernel& kernel) {
+                   const Kernel& kernel, const MaybeMatrix& f = {}, const MaybeMatrix& g = {}) {
   Clouds clouds = make_rows(x, y, x_offsets, y_offsets);
   clouds.a = given(a, "a", x.rows, 1, compute_type(x));
   clouds.b = given(b, "b", y.rows, 1, compute_type(x));
   check_shape(bandwidth, "bandwidth", clouds.segments, 1, DType::float64);
   clouds.bandwidth = (double*)bandwidth.data;
   clouds.kernel = kernel;
+  clouds.f = given(f, "f", x.rows, 1, compute_type(x));
+  clouds.g = given(g, "g", y.rows, 1, compute_type(x));
+  check(!f == !g, "f, g: expected both or neither");
+  check(!f || ((kernel.profile == Profile::gaussian || kernel.profile == Profile::laplacian) &&
+               kernel.scales == 1),
+        "f, g: expected with a gaussian or laplacian kernel of one scale");
   return clouds;
 }
 
@@ -134,15 +143,17 @@ Execution make_execution(const Matrix& schedule, const Matrix& device_schedule, 
 // The workspace must be what the plan asked for: its layout is cheap beside the op, so it is made again.
 void check_execution(Op op, const Clouds& clouds, int need, int64_t columns, const Execution& e) {
   const auto* header = (const ScheduleHeader*)e.schedule;
-  const Sizes sizes = sizes_of(op, clouds, columns, need, header->terms, e.threads);
+  const Sizes sizes =
+      sizes_of(op, clouds, columns, need, header->terms, e.threads, (int64_t)header->kept_mebibytes << 20);
   check(e.workspace_bytes >= workspace_bytes(sizes, e.schedule, header->words),
         "workspace: smaller than plan() asked for");
 }
 
 py::tuple run_plan(const std::string& op, const Matrix& x, const Matrix& y, const Matrix& x_offsets,
-                   const Matrix& y_offsets, int need, int terms, int64_t columns, int threads) {
+                   const Matrix& y_offsets, int need, int terms, int64_t columns, int threads,
+                   int64_t cost_budget) {
   const Clouds clouds = make_rows(x, y, x_offsets, y_offsets);
-  const Plan made = plan(sizes_of(find(kOps, op, "op"), clouds, columns, need, terms, threads));
+  const Plan made = plan(sizes_of(find(kOps, op, "op"), clouds, columns, need, terms, threads, cost_budget));
   return py::make_tuple(py::array_t<int32_t>((py::ssize_t)made.schedule.size(), made.schedule.data()),
                         made.workspace_bytes);
 }
@@ -151,9 +162,10 @@ void run_kernel_sums(const Matrix& x, const Matrix& y, const MaybeMatrix& a, con
                      const Matrix& x_offsets, const Matrix& y_offsets, const Matrix& coefficients,
                      const Matrix& bandwidth, bool bandwidth_from_data, const Kernel& kernel, int need,
                      const Matrix& value, const MaybeMatrix& grad_x, const MaybeMatrix& grad_y,
-                     const MaybeMatrix& grad_a, const MaybeMatrix& grad_b, const Execution& execution) {
+                     const MaybeMatrix& grad_a, const MaybeMatrix& grad_b, const MaybeMatrix& f,
+                     const MaybeMatrix& g, const Execution& execution) {
   SumsArguments arguments{};
-  arguments.clouds = make_clouds(x, y, a, b, x_offsets, y_offsets, bandwidth, kernel);
+  arguments.clouds = make_clouds(x, y, a, b, x_offsets, y_offsets, bandwidth, kernel, f, g);
   const int64_t segments = arguments.clouds.segments;
   check_shape(coefficients, "coefficients", segments, 3, DType::float64);
   check_shape(value, "value", segments, 1, DType::float64);
@@ -180,9 +192,9 @@ void run_kernel_sums_hvp(const Matrix& x, const Matrix& y, const MaybeMatrix& a,
                          const MaybeMatrix& tangent_x, const MaybeMatrix& tangent_y,
                          const MaybeMatrix& tangent_a, const MaybeMatrix& tangent_b, const MaybeMatrix& out_x,
                          const MaybeMatrix& out_y, const MaybeMatrix& out_a, const MaybeMatrix& out_b,
-                         const Execution& execution) {
+                         const MaybeMatrix& f, const MaybeMatrix& g, const Execution& execution) {
   HvpArguments arguments{};
-  arguments.clouds = make_clouds(x, y, a, b, x_offsets, y_offsets, bandwidth, kernel);
+  arguments.clouds = make_clouds(x, y, a, b, x_offsets, y_offsets, bandwidth, kernel, f, g);
   check_shape(coefficients, "coefficients", arguments.clouds.segments, 3, DType::float64);
   arguments.coefficients = (const double*)coefficients.data;
   arguments.need = need;
@@ -202,9 +214,10 @@ void run_kernel_sums_hvp(const Matrix& x, const Matrix& y, const MaybeMatrix& a,
 
 void run_kernel_matvec(const Matrix& x, const Matrix& y, const Matrix& v, const Matrix& x_offsets,
                        const Matrix& y_offsets, const Matrix& bandwidth, const Kernel& kernel,
-                       const Matrix& out, const Execution& execution) {
+                       const Matrix& out, const MaybeMatrix& f, const MaybeMatrix& g,
+                       const Execution& execution) {
   MatvecArguments arguments{};
-  arguments.clouds = make_clouds(x, y, {}, {}, x_offsets, y_offsets, bandwidth, kernel);
+  arguments.clouds = make_clouds(x, y, {}, {}, x_offsets, y_offsets, bandwidth, kernel, f, g);
   check_shape(v, "v", y.rows, v.columns, compute_type(x));
   check_shape(out, "out", x.rows, v.columns, compute_type(x));
   arguments.v = v;
@@ -224,6 +237,64 @@ void run_segment_sums(const Matrix& x, const MaybeMatrix& a, const Matrix& offse
   check_execution(Op::rows, clouds, 0, 1, execution);
   const py::gil_scoped_release release;
   segment_sums(clouds, out, execution);
+}
+
+void run_sinkhorn(const Matrix& x, const Matrix& y, const MaybeMatrix& a, const MaybeMatrix& b,
+                  const Matrix& x_offsets, const Matrix& y_offsets, const MaybeMatrix& x_labels,
+                  const MaybeMatrix& y_labels, const MaybeMatrix& label_cost, int power, double blur,
+                  double scaling, double diameter, double reach_x, double reach_y, double mass,
+                  double tolerance, int max_iterations, bool warm, int need, int terms, const Matrix& value,
+                  const Matrix& error, const Matrix& iterations, const Matrix& f, const Matrix& g,
+                  const MaybeMatrix& f_self, const MaybeMatrix& g_self, const MaybeMatrix& grad_x,
+                  const MaybeMatrix& grad_y, const Execution& execution) {
+  check(power == 1 || power == 2, "power: expected 1 or 2");
+  check(blur > 0 && scaling > 0 && scaling < 1 && diameter >= 0 && reach_x > 0 && reach_y > 0 && mass >= 0 &&
+            tolerance >= 0 && max_iterations >= 1,
+        "sinkhorn: blur and reach must be positive, scaling between 0 and 1, the rest not negative");
+  SinkhornArguments arguments{};
+  arguments.clouds = make_rows(x, y, x_offsets, y_offsets);
+  Clouds& clouds = arguments.clouds;
+  const DType type = compute_type(x);
+  clouds.a = given(a, "a", x.rows, 1, type);
+  clouds.b = given(b, "b", y.rows, 1, type);
+  clouds.kernel.profile = power == 2 ? Profile::gaussian : Profile::laplacian;
+  check(!x_labels == !label_cost && !y_labels == !label_cost,
+        "labels: expected on both sides, and their costs");
+  const int64_t labels = label_cost ? label_cost->rows : 1;
+  arguments.x_labels = given(x_labels, "x_labels", x.rows, 1, DType::int64);
+  arguments.y_labels = given(y_labels, "y_labels", y.rows, 1, DType::int64);
+  arguments.label_cost = given(label_cost, "label_cost", labels, labels, DType::float64);
+  check_shape(value, "value", clouds.segments, 1, DType::float64);
+  check_shape(error, "error", clouds.segments, 1, DType::float64);
+  check_shape(iterations, "iterations", clouds.segments, 1, DType::int64);
+  check_shape(f, "f", x.rows, 1, type);
+  check_shape(g, "g", y.rows, 1, type);
+  check(!(terms & kTermXX) == !f_self && !(terms & kTermYY) == !g_self && !(need & kNeedX) == !grad_x &&
+            !(need & kNeedY) == !grad_y,
+        "terms, need: expected potentials and gradients for each of their bits, and no other");
+  arguments.blur = blur;
+  arguments.scaling = scaling;
+  arguments.diameter = diameter;
+  arguments.reach_x = reach_x;
+  arguments.reach_y = reach_y;
+  arguments.mass = mass;
+  arguments.tolerance = tolerance;
+  arguments.max_iterations = max_iterations;
+  arguments.warm = warm;
+  arguments.need = need;
+  arguments.terms = terms;
+  arguments.value = (double*)value.data;
+  arguments.error = (double*)error.data;
+  arguments.iterations = (int64_t*)iterations.data;
+  arguments.f = f;
+  arguments.g = g;
+  arguments.f_self = given(f_self, "f_self", x.rows, 1, type);
+  arguments.g_self = given(g_self, "g_self", y.rows, 1, type);
+  arguments.grad_x = given(grad_x, "grad_x", x.rows, x.columns, type);
+  arguments.grad_y = given(grad_y, "grad_y", y.rows, y.columns, type);
+  check_execution(Op::sinkhorn, clouds, need, labels, execution);
+  const py::gil_scoped_release release;
+  sinkhorn(arguments, execution);
 }
 
 void run_mean_bandwidth(const Matrix& x, const Matrix& y, const Matrix& x_offsets, const Matrix& y_offsets,
@@ -249,16 +320,23 @@ PYBIND11_MODULE(DECOCT_MODULE, m, py::mod_gil_not_used()) {
   m.def("isa", &isa_name);
   m.def("info", [] { return py::dict("isa"_a = isa_name()); });
   m.def("plan", &run_plan, py::kw_only(), "op"_a, "x"_a, "y"_a, "x_offsets"_a, "y_offsets"_a, "need"_a,
-        "terms"_a, "columns"_a, "threads"_a);
+        "terms"_a, "columns"_a, "threads"_a, "cost_budget"_a = 0);
   m.def("kernel_sums", &run_kernel_sums, py::kw_only(), "x"_a, "y"_a, "a"_a, "b"_a, "x_offsets"_a,
         "y_offsets"_a, "coefficients"_a, "bandwidth"_a, "bandwidth_from_data"_a, "kernel"_a, "need"_a,
-        "value"_a, "grad_x"_a, "grad_y"_a, "grad_a"_a, "grad_b"_a, "execution"_a);
+        "value"_a, "grad_x"_a, "grad_y"_a, "grad_a"_a, "grad_b"_a, "f"_a = py::none(), "g"_a = py::none(),
+        "execution"_a);
   m.def("kernel_sums_hvp", &run_kernel_sums_hvp, py::kw_only(), "x"_a, "y"_a, "a"_a, "b"_a, "x_offsets"_a,
         "y_offsets"_a, "coefficients"_a, "bandwidth"_a, "kernel"_a, "need"_a, "tangent_x"_a, "tangent_y"_a,
-        "tangent_a"_a, "tangent_b"_a, "out_x"_a, "out_y"_a, "out_a"_a, "out_b"_a, "execution"_a);
+        "tangent_a"_a, "tangent_b"_a, "out_x"_a, "out_y"_a, "out_a"_a, "out_b"_a, "f"_a = py::none(),
+        "g"_a = py::none(), "execution"_a);
   m.def("kernel_matvec", &run_kernel_matvec, py::kw_only(), "x"_a, "y"_a, "v"_a, "x_offsets"_a, "y_offsets"_a,
-        "bandwidth"_a, "kernel"_a, "out"_a, "execution"_a);
+        "bandwidth"_a, "kernel"_a, "out"_a, "f"_a = py::none(), "g"_a = py::none(), "execution"_a);
   m.def("segment_sums", &run_segment_sums, py::kw_only(), "x"_a, "a"_a, "offsets"_a, "out"_a, "execution"_a);
+  m.def("sinkhorn", &run_sinkhorn, py::kw_only(), "x"_a, "y"_a, "a"_a, "b"_a, "x_offsets"_a, "y_offsets"_a,
+        "x_labels"_a, "y_labels"_a, "label_cost"_a, "power"_a, "blur"_a, "scaling"_a, "diameter"_a,
+        "reach_x"_a, "reach_y"_a, "mass"_a, "tolerance"_a, "max_iterations"_a, "warm"_a, "need"_a, "terms"_a,
+        "value"_a, "error"_a, "iterations"_a, "f"_a, "g"_a, "f_self"_a, "g_self"_a, "grad_x"_a, "grad_y"_a,
+        "execution"_a);
   m.def("mean_bandwidth", &run_mean_bandwidth, py::kw_only(), "x"_a, "y"_a, "x_offsets"_a, "y_offsets"_a,
         "bandwidth"_a, "execution"_a);
 }

@@ -46,7 +46,7 @@ enum Need : int { kNeedX = 1, kNeedY = 2, kNeedA = 4, kNeedB = 8 };
 // Which blocks of the pooled kernel matrix have a nonzero coefficient.
 enum Term : int { kTermXX = 1, kTermXY = 2, kTermYY = 4 };
 // rows: what is reduced over the rows of each cloud on its own (segment_sums, mean_bandwidth).
-enum class Op : int32_t { sums, hvp, matvec, rows };
+enum class Op : int32_t { sums, hvp, matvec, rows, sinkhorn };
 // Of products on a tensor core: float32, TF32 or bfloat16. The CPU always computes in the rows' precision.
 enum class Precision : int32_t { highest, high, medium };
 
@@ -57,13 +57,14 @@ struct Sizes {
   const int64_t* x_offsets = nullptr;  // (segments + 1), host memory
   const int64_t* y_offsets = nullptr;
   int need = 0, terms = 0, threads = 1;
+  int64_t cost_budget = 0;  // of sinkhorn: bytes for costs that are kept from one iteration to the next
 };
 
 // How a call is cut up, as int32 words: this header, then what the backend that made it lays out (cpu/plan.h,
 // cuda/schedule.h). It depends on shapes only, so that results do not depend on the number of threads or on
 // the device.
 struct ScheduleHeader {
-  int32_t version, words, need, terms, tasks, rounds, chunks, unused;
+  int32_t version, words, need, terms, tasks, rounds, chunks, kept_mebibytes;
 };
 
 struct Plan {
@@ -84,10 +85,14 @@ struct Clouds {
   int64_t segments;
   double* bandwidth;  // (segments)
   Kernel kernel;
+  // Of a gaussian or laplacian kernel with one scale: k_ij becomes exp(f_i + g_j) k_ij, which is a transport
+  // plan where f and g are its potentials over eps. data == nullptr: none
+  Matrix f, g;
 };
 
 // What a call on these clouds is planned for.
-Sizes sizes_of(Op op, const Clouds& clouds, int64_t columns, int need, int terms, int threads);
+Sizes sizes_of(Op op, const Clouds& clouds, int64_t columns, int need, int terms, int threads,
+               int64_t cost_budget = 0);
 
 struct Execution {
   const int32_t* schedule = nullptr;         // in host memory
@@ -121,6 +126,28 @@ struct MatvecArguments {
   Matrix v, out;
 };
 
+// Entropic optimal transport of every segment's x to its y; the kernel's profile tells the cost: gaussian |x
+// - y|^2 / 2, laplacian |x - y|. Where `terms` has them, the terms of x and of y with themselves are solved
+// too and subtracted by halves. CUDA has launches for annealing from a diameter of 2^20 blurs, or from the
+// given one; from further away eps falls to the last one at once.
+struct SinkhornArguments {
+  Clouds clouds;
+  Matrix x_labels, y_labels;       // (N,), (M,) int64; data == nullptr: none
+  Matrix label_cost;               // (L, L) float64, symmetric: added to the cost of rows with these labels
+  double blur, scaling, diameter;  // diameter: 0: of the box around the rows
+  double reach_x, reach_y;         // lengths; infinite: the marginal is kept
+  double mass;                     // that is transported; 0: all
+  double tolerance;                // of the marginals; 0: the schedule of eps alone
+  int max_iterations;
+  bool warm;  // the potentials come with values to start from
+  int need, terms;
+  double *value, *error;        // (segments)
+  int64_t* iterations;          // (segments): of the term that took the most
+  Matrix f, g, f_self, g_self;  // potentials
+  Matrix grad_x, grad_y;
+};
+
+void sinkhorn(const SinkhornArguments& arguments, const Execution& execution);
 void kernel_sums(const SumsArguments& arguments, const Execution& execution);
 void kernel_sums_hvp(const HvpArguments& arguments, const Execution& execution);
 void kernel_matvec(const MatvecArguments& arguments, const Execution& execution);

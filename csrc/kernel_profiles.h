@@ -82,16 +82,25 @@ struct Jet {
   V k, k1, k2;
 };
 
+// 2^exponent, or 2^(bias + exponent), whose factors alone might overflow.
+template <bool Plan, class M, class V>
+DECOCT_PROFILE V decay(V exponent, V bias) {
+  if constexpr (Plan)
+    return M::exp2_of_any(bias + exponent);
+  else
+    return M::exp2(exponent);
+}
+
 // The share of scale l. `root` is sqrt(s) and `inverse` one over it, for the laplacian.
-template <Profile P, int Order, class M, class V, class T>
-DECOCT_PROFILE Jet<V> profile_at(const ProfileConstants<T>& c, int l, V s, V root, V inverse) {
+template <Profile P, int Order, class M, bool Plan, class V, class T>
+DECOCT_PROFILE Jet<V> profile_at(const ProfileConstants<T>& c, int l, V s, V root, V inverse, V bias) {
   Jet<V> jet{};
   if constexpr (P == Profile::gaussian) {
-    jet.k = M::exp2(s * -c.rate[l]);
+    jet.k = decay<Plan, M>(V(s * -c.rate[l]), bias);
     if constexpr (Order > 0) jet.k1 = jet.k * -c.slope[l];
     if constexpr (Order > 1) jet.k2 = jet.k * (c.slope[l] * c.slope[l]);
   } else if constexpr (P == Profile::laplacian) {
-    jet.k = M::exp2(root * -c.rate[l]);
+    jet.k = decay<Plan, M>(V(root * -c.rate[l]), bias);
     if constexpr (Order > 0) jet.k1 = jet.k * inverse * (T(-0.5) * c.slope[l]);
     if constexpr (Order > 1) jet.k2 = jet.k1 * inverse * T(-0.5) * (inverse * c.turning + c.slope[l]);
   } else if constexpr (P == Profile::inverse_multiquadric) {
@@ -109,9 +118,9 @@ DECOCT_PROFILE Jet<V> profile_at(const ProfileConstants<T>& c, int l, V s, V roo
   return jet;
 }
 
-// One: whether it is known to have one scale.
-template <Profile P, int Order, class M, bool One = false, class V, class T>
-DECOCT_PROFILE Jet<V> profile(const ProfileConstants<T>& c, V s) {
+// One: whether it is known to have one scale. Plan: of a gaussian or laplacian, times 2^bias.
+template <Profile P, int Order, class M, bool One = false, bool Plan = false, class V, class T>
+DECOCT_PROFILE Jet<V> profile(const ProfileConstants<T>& c, V s, V bias = V{}) {
   Jet<V> jet{};
   if constexpr (P == Profile::linear) {
     jet.k = s;
@@ -138,9 +147,9 @@ DECOCT_PROFILE Jet<V> profile(const ProfileConstants<T>& c, V s) {
       root = M::sqrt(s);
       if constexpr (Order > 0) inverse = M::inverse_or_zero(root);
     }
-    jet = profile_at<P, Order, M>(c, 0, s, root, inverse);
+    jet = profile_at<P, Order, M, Plan>(c, 0, s, root, inverse, bias);
     for (int l = 1; !One && l < c.scales; ++l) {
-      const Jet<V> more = profile_at<P, Order, M>(c, l, s, root, inverse);
+      const Jet<V> more = profile_at<P, Order, M, Plan>(c, l, s, root, inverse, bias);
       jet.k += more.k;
       if constexpr (Order > 0) jet.k1 += more.k1;
       if constexpr (Order > 1) jet.k2 += more.k2;

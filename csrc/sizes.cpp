@@ -18,7 +18,8 @@ void check_offsets(const int64_t* offsets, int64_t segments, const char* name) {
 
 }  // namespace
 
-Sizes sizes_of(Op op, const Clouds& clouds, int64_t columns, int need, int terms, int threads) {
+Sizes sizes_of(Op op, const Clouds& clouds, int64_t columns, int need, int terms, int threads,
+               int64_t cost_budget) {
   Sizes s;
   s.op = op;
   s.rows = clouds.x.dtype;
@@ -30,10 +31,12 @@ Sizes sizes_of(Op op, const Clouds& clouds, int64_t columns, int need, int terms
   s.need = need;
   s.terms = terms;
   s.threads = threads;
+  s.cost_budget = cost_budget;
   return s;
 }
 
 void check_sizes(const Sizes& s) {
+  if (s.cost_budget < 0) throw std::invalid_argument("plan: cost_budget must not be negative");
   if (s.segments < 0 || s.dim < 0 || s.columns < 1 || s.threads < 1)
     throw std::invalid_argument("plan: sizes must not be negative, columns and threads at least 1");
   check_offsets(s.x_offsets, s.segments, "x_offsets");

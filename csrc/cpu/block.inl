@@ -19,13 +19,14 @@ namespace DECOCT_ISA {
 // tile (+)= points[i0:i1] panels[j0:j1]^T
 template <class T>
 static void scores(const T* points, int64_t stride, int64_t dim, const T* panels, T* tile, int64_t i0,
-                   int64_t i1, int64_t j0, int64_t j1, bool add = false) {
-  if (dim == 0 && !add) std::memset(tile, 0, (i1 - i0) * kTileColumns<T> * sizeof(T));
+                   int64_t i1, int64_t j0, int64_t j1, bool add = false,
+                   int64_t tile_stride = kTileColumns<T>) {
+  if (dim == 0 && !add) std::memset(tile, 0, (i1 - i0) * tile_stride * sizeof(T));
   for (int64_t k = 0; k < dim; k += kDepth) {
     const int64_t depth = dim - k < kDepth ? dim - k : kDepth;
     for (int64_t j = j0; j < j1; j += panel<T>)
       product<T>(i1 - i0, vectors_for<T>(j1 - j), depth, points + i0 * stride + k, stride, 1,
-                 panels + j * dim + k * panel<T>, panel<T>, tile + (j - j0), kTileColumns<T>, add || k > 0);
+                 panels + j * dim + k * panel<T>, panel<T>, tile + (j - j0), tile_stride, add || k > 0);
   }
 }
 
@@ -82,32 +83,38 @@ static void add_small(const Block<T>& b, const T* tile, int64_t i0, int64_t i1, 
 }
 
 // The whole block. Returns sum_ij a_i b_j k_ij over it.
-template <class T, Profile P, bool Single, Mode M, bool Columns>
-static double run_block(const Block<T>& b, const TileScratch<T>& scratch) {
+template <class T, Profile P, bool Single, Mode M, bool Columns, bool Plan = false>
+static double run_block(const Block<T>& b, const TileScratch<T>& own) {
   const Cloud<T>&rows = *b.rows, &cols = *b.cols;
-  if constexpr (P == Profile::gaussian && Single) {
-    if (rows.dim == 1) return small_block<T, 1, M, Columns>(b, scratch);
-    if (rows.dim == 2) return small_block<T, 2, M, Columns>(b, scratch);
-    if (rows.dim == 3) return small_block<T, 3, M, Columns>(b, scratch);
+  if constexpr (P == Profile::gaussian && Single && !Plan) {
+    if (rows.dim == 1) return small_block<T, 1, M, Columns>(b, own);
+    if (rows.dim == 2) return small_block<T, 2, M, Columns>(b, own);
+    if (rows.dim == 3) return small_block<T, 3, M, Columns>(b, own);
   }
+  TileScratch<T> scratch = own;
   double total = 0;
   for (int64_t j0 = b.j0; j0 < b.j1; j0 += kTileColumns<T>) {
     const int64_t j1 = j0 + kTileColumns<T> < b.j1 ? j0 + kTileColumns<T> : b.j1;
     for (int64_t i0 = b.i0; i0 < b.i1; i0 += kTileHeight) {
       const int64_t i1 = i0 + kTileHeight < b.i1 ? i0 + kTileHeight : b.i1;
-      if (!is_radial(P) || rows.dim >= kSmallDim)
-        scores(rows.points, rows.stride, rows.dim, cols.panels, scratch.tile, i0, i1, j0, j1);
-      total += epilogue<T, P, Single, M, Columns>(b, scratch, i0, i1, j0, j1);
+      if (Plan && b.kept) {
+        scratch.tile = b.kept + i0 * b.kept_stride + j0;
+        scratch.stride = b.kept_stride;
+      }
+      if ((!is_radial(P) || rows.dim >= kSmallDim) && !(Plan && b.kept))
+        scores(rows.points, rows.stride, rows.dim, cols.panels, scratch.tile, i0, i1, j0, j1, false,
+               scratch.stride);
+      total += epilogue<T, P, Single, M, Columns, Plan>(b, scratch, i0, i1, j0, j1);
       if constexpr (M == Mode::gradient) {
         if (rows.dim < kSmallDim) {
           add_small(b, scratch.tile, i0, i1, j0, j1);
           continue;
         }
         if (b.row_side)
-          add_product(i1 - i0, j1 - j0, scratch.tile, kTileColumns<T>, 1, cols.points + j0 * cols.stride,
+          add_product(i1 - i0, j1 - j0, scratch.tile, scratch.stride, 1, cols.points + j0 * cols.stride,
                       cols.stride, b.row_grad + i0 * rows.stride);
         if (b.col_side)
-          add_product(j1 - j0, i1 - i0, scratch.tile, 1, kTileColumns<T>, rows.points + i0 * rows.stride,
+          add_product(j1 - j0, i1 - i0, scratch.tile, 1, scratch.stride, rows.points + i0 * rows.stride,
                       rows.stride, b.col_grad + j0 * cols.stride);
       }
     }
@@ -124,6 +131,21 @@ static BlockFunction<T> block_for(bool gradient, bool columns) {
     return columns ? run_block<T, P, Single, Mode::gradient, true>
                    : run_block<T, P, Single, Mode::gradient, false>;
   return columns ? run_block<T, P, Single, Mode::value, true> : run_block<T, P, Single, Mode::value, false>;
+}
+
+template <class T, Profile P>
+static BlockFunction<T> plan_block_for(bool gradient, bool columns) {
+  if (gradient)
+    return columns ? run_block<T, P, true, Mode::gradient, true, true>
+                   : run_block<T, P, true, Mode::gradient, false, true>;
+  return columns ? run_block<T, P, true, Mode::value, true, true>
+                 : run_block<T, P, true, Mode::value, false, true>;
+}
+
+template <class T>
+static BlockFunction<T> choose_plan_block(Profile profile, bool gradient, bool columns) {
+  return profile == Profile::gaussian ? plan_block_for<T, Profile::gaussian>(gradient, columns)
+                                      : plan_block_for<T, Profile::laplacian>(gradient, columns);
 }
 
 template <class T>

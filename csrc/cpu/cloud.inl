@@ -13,6 +13,8 @@ constexpr int64_t kTileColumns = sizeof(T) == 4 ? 192 : 96;
 constexpr int64_t kTileHeight = 96;  // rows of a tile: a multiple of every kTileRows
 constexpr int64_t kSmallDim = 8;     // below it the gradient products run along the columns, not along D
 
+constexpr double kLog2e = 1.4426950408889634074;
+
 constexpr int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
@@ -43,10 +45,11 @@ struct Cloud {
   const char* source;  // first row of the segment
   int64_t source_stride;
   DType dtype;
-  const T* source_weights;
+  const T *source_weights, *source_bias;
   T mean_weight;  // of a row where there are no weights
   int64_t rows, dim, stride;
   T *points, *norms, *weights, *panels;
+  T* bias;       // of plans: log2 of what the exponential is multiplied by
   T* grad;       // (slabs, rows, stride): sum_j W_ij p_j
   double* wsum;  // (slabs, rows): sum_j W_ij
   double* ksum;  // (slabs, rows): sum_j c b_j k_ij
@@ -63,6 +66,7 @@ static void cloud_layout(Cloud<T>& c, Arena& arena, bool as_columns, int64_t kep
   c.points = arena.take<T>(kept * c.stride);
   c.norms = arena.take<T>(padded);
   c.weights = arena.take<T>(padded);
+  c.bias = arena.take<T>(padded);
   c.panels = as_columns ? arena.take<T>(round_up(c.rows, panel<T>) * c.dim) : nullptr;
   const int64_t slabs = c.slabs;
   c.grad = c.wants_grad ? arena.take<T>(slabs * c.rows * c.stride) : nullptr;
@@ -197,6 +201,7 @@ static double pack_rows(const Cloud<T>& c, int64_t begin, int64_t end, const T* 
     if (__builtin_expect(!(norm < __builtin_inf()), 0)) norm = poison_row(p, c.dim, norm);
     c.norms[i] = (T)norm;
     c.weights[i] = c.source_weights ? c.source_weights[i] : c.mean_weight;
+    if (c.source_bias) c.bias[i] = (T)(kLog2e * (double)c.source_bias[i]);
     total += norm;
   }
   return total;
@@ -254,7 +259,8 @@ static void pack_panels(const T* points, int64_t stride, int64_t rows, int64_t d
 // Zero weights and norms past the last row, so that padded columns of a tile count for nothing.
 template <class T>
 static void pad_cloud(const Cloud<T>& c) {
-  for (int64_t i = c.rows; i < round_up(c.rows, kTileColumns<T>); ++i) c.norms[i] = c.weights[i] = 0;
+  for (int64_t i = c.rows; i < round_up(c.rows, kTileColumns<T>); ++i)
+    c.norms[i] = c.weights[i] = c.bias[i] = 0;
 }
 
 template <class T>

@@ -2,6 +2,7 @@
 // flags.
 #include "hvp.inl"
 #include "isa.h"
+#include "sinkhorn.inl"
 
 namespace decoct {
 namespace DECOCT_ISA {
@@ -9,7 +10,8 @@ namespace {
 
 Sizes planned(Op op, const Clouds& clouds, const Execution& e, int64_t columns) {
   const ScheduleHeader& header = *read_schedule(e).header;
-  return sizes_of(op, clouds, columns, header.need, header.terms, e.threads);
+  return sizes_of(op, clouds, columns, header.need, header.terms, e.threads,
+                  (int64_t)header.kept_mebibytes << 20);
 }
 
 void kernel_sums(const SumsArguments& a, const Execution& e) {
@@ -27,8 +29,14 @@ void kernel_matvec(const MatvecArguments& a, const Execution& e) {
   sizes.rows == DType::float64 ? run_matvec<double>(a, sizes, e) : run_matvec<float>(a, sizes, e);
 }
 
+void sinkhorn(const SinkhornArguments& a, const Execution& e) {
+  const Sizes sizes = planned(Op::sinkhorn, a.clouds, e, a.label_cost.data ? a.label_cost.rows : 1);
+  sizes.rows == DType::float64 ? run_sinkhorn<double>(a, sizes, e) : run_sinkhorn<float>(a, sizes, e);
+}
+
 template <class T>
 int64_t bytes(const Sizes& sizes, int64_t chunks, int64_t tasks) {
+  if (sizes.op == Op::sinkhorn) return sinkhorn_bytes<T>(sizes);
   Arena arena{nullptr};
   int64_t scratch = 0;
   if (sizes.op == Op::sums) {
@@ -61,9 +69,9 @@ int64_t workspace_bytes(const Sizes& sizes, int64_t chunks, int64_t tasks) {
 #define DECOCT_NAME(isa) DECOCT_TEXT(isa)
 
 namespace cpu {
-const Engine DECOCT_ENGINE(DECOCT_ISA) = {DECOCT_NAME(DECOCT_ISA),      DECOCT_ISA::kernel_sums,
-                                          DECOCT_ISA::kernel_sums_hvp,  DECOCT_ISA::kernel_matvec,
-                                          DECOCT_ISA::run_segment_sums, DECOCT_ISA::run_mean_bandwidth,
-                                          DECOCT_ISA::workspace_bytes};
+const Engine DECOCT_ENGINE(DECOCT_ISA) = {DECOCT_NAME(DECOCT_ISA),        DECOCT_ISA::kernel_sums,
+                                          DECOCT_ISA::kernel_sums_hvp,    DECOCT_ISA::kernel_matvec,
+                                          DECOCT_ISA::run_segment_sums,   DECOCT_ISA::sinkhorn,
+                                          DECOCT_ISA::run_mean_bandwidth, DECOCT_ISA::workspace_bytes};
 }  // namespace cpu
 }  // namespace decoct

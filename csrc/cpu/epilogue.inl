@@ -12,6 +12,10 @@ struct Math {
     return DECOCT_ISA::exp2(v);
   }
   template <class V>
+  DECOCT_INLINE V exp2_of_any(V v) {
+    return DECOCT_ISA::exp2_of_any(v);
+  }
+  template <class V>
   DECOCT_INLINE V sqrt(V v) {
     return DECOCT_ISA::sqrt(v);
   }
@@ -27,14 +31,20 @@ struct Math {
 template <class T>
 struct TileScratch {
   T* tile;
+  int64_t stride;                        // of a row of the tile
   T *column_k, *column_w, *column_near;  // sums over the rows of a tile; near pairs' share of the first
 };
+
+// Columns of a tile of scores that are kept elsewhere.
+template <class T>
+constexpr int64_t kKeptColumns = 4 * kTileColumns<T>;
 
 template <class T>
 static TileScratch<T> tile_layout(Arena& arena) {
   TileScratch<T> s;
   s.tile = arena.take<T>(kTileHeight * kTileColumns<T>);
-  s.column_k = arena.take<T>(kTileColumns<T>);
+  s.stride = kTileColumns<T>;
+  s.column_k = arena.take<T>(kKeptColumns<T>);
   s.column_w = arena.take<T>(kTileColumns<T>);
   s.column_near = arena.take<T>(kTileColumns<T>);
   return s;
@@ -56,11 +66,22 @@ struct Block {
   T *row_grad, *col_grad;  // accumulators of the slab in use, or nullptr
   double *row_wsum, *col_wsum, *row_ksum, *col_ksum;
   const ProfileConstants<T>* constants;
+  // Of plans: what is added to the exponents, for columns zero past the last; where rows have labels, one row
+  // of column biases for each label. Scores that are kept lie in `kept`, with all columns of the cloud.
+  const T *row_bias, *col_bias;
+  const int64_t* row_labels;
+  int64_t col_bias_stride;
+  T* kept;
+  int64_t kept_stride;
+
+  const T* column_bias(int64_t row) const {
+    return row_labels ? col_bias + row_labels[row] * col_bias_stride : col_bias;
+  }
 };
 
 // The near lanes of one vector of pairs. Returns their kernel values (zero elsewhere) and adds what the tile
 // would have.
-template <class T, Profile P, Mode M>
+template <class T, Profile P, Mode M, bool Plan>
 static __attribute__((noinline)) vec<T> near_pairs(const Block<T>& b, int64_t i, int64_t j,
                                                    const ivec<T>& near, double* row_k, T* column_k) {
   vec<T> values = {};
@@ -71,7 +92,8 @@ static __attribute__((noinline)) vec<T> near_pairs(const Block<T>& b, int64_t i,
     const T* q = cols.points + (j + l) * cols.stride;
     // A point and itself: 0, or NaN where it is not finite.
     const T r = p == q ? rows.norms[i] - rows.norms[i] : (T)squared_distance(p, q, rows.dim);
-    const Jet<vec<T>> jet = profile<P, 1, Math>(*b.constants, splat(r));
+    const vec<T> bias = splat(Plan ? b.row_bias[i] + b.column_bias(i)[j + l] : T(0));
+    const Jet<vec<T>> jet = profile<P, 1, Math, false, Plan>(*b.constants, splat(r), bias);
     const T k = jet.k[0];
     values[l] = k;
     if (M == Mode::kernel) continue;
@@ -111,10 +133,16 @@ struct RowSums {
 };
 
 // Scores of one tile to weights, in place.
-template <class T, Profile P, bool Single, Mode M, bool Columns>
+template <class T, Profile P, bool Single, Mode M, bool Columns, bool Plan>
 struct TileEpilogue {
   // k' of one gaussian is a multiple of k.
   static constexpr bool kExponent = P == Profile::gaussian && Single;
+  // What a near pair loses of a squared cost is as little against eps as what any other pair loses, and
+  // differences lose nothing; but the weight of a pointed kernel's near pair is so large that its row's sums
+  // lose in the gradient.
+  template <bool Small>
+  static constexpr bool kHasNear = is_radial(P) && !(Plan && P == Profile::gaussian) &&
+                                   !(Small && (M != Mode::gradient || P == Profile::gaussian));
   static constexpr int kOrder = M == Mode::gradient && !kExponent ? 1 : 0;
 
   const Block<T>& b;
@@ -126,11 +154,15 @@ struct TileEpilogue {
     if (Single) c.scales = 1;
     return c;
   }
-  T* tile_row(int64_t i) const { return scratch.tile + (i - i0) * kTileColumns<T>; }
+  T* tile_row(int64_t i) const { return scratch.tile + (i - i0) * scratch.stride; }
   T scale(int64_t i) const {
     return (kExponent ? -b.constants->slope[0] : T(1)) * b.weight_scale * b.rows->weights[i];
   }
   vec<T> norms(int64_t i, int64_t j) const { return load(b.cols->norms + j0 + j) + b.rows->norms[i]; }
+  vec<T> bias(int64_t i, int64_t j) const {
+    if constexpr (!Plan) return vec<T>{};
+    return load(b.column_bias(i) + j0 + j) + b.row_bias[i];
+  }
 
   template <bool Small>
   vec<T> argument(const T* score, vec<T> norms, int64_t i, int64_t j) const {
@@ -141,9 +173,9 @@ struct TileEpilogue {
 
   // One vector of pairs: `weight` and `a` are zero where a lane is to count for nothing.
   DECOCT_INLINE void weigh(const ProfileConstants<T>& constants, const TileScratch<T>& scratch, vec<T> s,
-                           vec<T> weight, vec<T> a, T scale, T* out, int64_t j, vec<T>& k_sum,
+                           vec<T> bias, vec<T> weight, vec<T> a, T scale, T* out, int64_t j, vec<T>& k_sum,
                            vec<T>& w_sum) {
-    const Jet<vec<T>> jet = profile<P, kOrder, Math>(constants, s);
+    const Jet<vec<T>> jet = profile<P, kOrder, Math, false, Plan>(constants, s, bias);
     if constexpr (M == Mode::kernel) return store(out, jet.k);
     const vec<T> k = jet.k * weight;
     k_sum += k;
@@ -169,8 +201,9 @@ struct TileEpilogue {
     vec<T> k_sum = sums.k, w_sum = sums.w;
     for (; j < columns; j += width<T>) {
       const vec<T> both = norms(i, j), s = argument<Small>(row + j, both, i, j);
-      if (is_radial(P) && __builtin_expect(any_less(s, both * kNear<T>), 0)) break;
-      weigh(constants, scratch, s, load(b.cols->weights + j0 + j), a, row_scale, row + j, j, k_sum, w_sum);
+      if (kHasNear<Small> && __builtin_expect(any_less(s, both * kNear<T>), 0)) break;
+      weigh(constants, scratch, s, bias(i, j), load(b.cols->weights + j0 + j), a, row_scale, row + j, j,
+            k_sum, w_sum);
     }
     sums.k = k_sum;
     sums.w = w_sum;
@@ -183,11 +216,11 @@ struct TileEpilogue {
     const vec<T> both = norms(i, j);
     const vec<T> s = argument<Small>(out, both, i, j);
     const ivec<T> near = s < both * kNear<T>;
-    const vec<T> values =
-        near_pairs<T, P, M>(b, i, j0 + j, near, &sums.near_k, Columns ? scratch.column_near + j : nullptr);
+    const vec<T> values = near_pairs<T, P, M, Plan>(b, i, j0 + j, near, &sums.near_k,
+                                                    Columns ? scratch.column_near + j : nullptr);
     const vec<T> weight = load(b.cols->weights + j0 + j), a = splat(b.rows->weights[i]);
-    weigh(constants(), scratch, near ? both : s, near ? vec<T>{} : weight, near ? vec<T>{} : a, scale(i), out,
-          j, sums.k, sums.w);
+    weigh(constants(), scratch, near ? both : s, bias(i, j), near ? vec<T>{} : weight, near ? vec<T>{} : a,
+          scale(i), out, j, sums.k, sums.w);
     if (M == Mode::kernel) store(out, near ? values : load(out));
   }
 
@@ -217,10 +250,10 @@ struct TileEpilogue {
 };
 
 // Returns sum_ij a_i b_j k_ij of the tile.
-template <class T, Profile P, bool Single, Mode M, bool Columns>
+template <class T, Profile P, bool Single, Mode M, bool Columns, bool Plan = false>
 static double epilogue(const Block<T>& b, const TileScratch<T>& scratch, int64_t i0, int64_t i1, int64_t j0,
                        int64_t j1) {
-  const TileEpilogue<T, P, Single, M, Columns> tile{b, scratch, i0, j0, round_up(j1 - j0, width<T>)};
+  const TileEpilogue<T, P, Single, M, Columns, Plan> tile{b, scratch, i0, j0, round_up(j1 - j0, width<T>)};
   if constexpr (Columns)
     for (T* sums : {scratch.column_k, scratch.column_w, scratch.column_near})
       std::memset(sums, 0, kTileColumns<T> * sizeof(T));

@@ -35,7 +35,7 @@ struct HvpBlock {
   double *change_sum, *base_sum, *weight_sum;  // of the rows of the tile
 };
 
-template <class T, Profile P>
+template <class T, Profile P, bool Plan>
 static __attribute__((noinline)) void near_tangents(const HvpBlock<T>& b, int64_t i, int64_t j,
                                                     const ivec<T>& near, T* sums, double* weight_sum) {
   const Cloud<T>&rows = *b.rows, &cols = *b.cols;
@@ -47,7 +47,9 @@ static __attribute__((noinline)) void near_tangents(const HvpBlock<T>& b, int64_
     double change = 0;
     for (int64_t d = 0; d < rows.dim; ++d) change += ((double)p[d] - q[d]) * ((double)u[d] - v[d]);
     change *= 2;
-    const Jet<vec<T>> jet = profile<P, 2, Math>(*b.constants, splat((T)squared_distance(p, q, rows.dim)));
+    const Jet<vec<T>> jet =
+        profile<P, 2, Math, false, Plan>(*b.constants, splat((T)squared_distance(p, q, rows.dim)),
+                                         splat(Plan ? rows.bias[i] + cols.bias[j + l] : T(0)));
     const double k = jet.k[0], k1 = jet.k1[0], k2 = jet.k2[0];
     const double a = rows.weights[i], w = cols.weights[j + l];
     const double da = b.row_tangent->weights[i], dw = b.col_tangent->weights[j + l];
@@ -71,7 +73,7 @@ DECOCT_INLINE vec<T> distance_changes(const HvpBlock<T>& b, int64_t i, int64_t c
   return change * T(2);
 }
 
-template <class T, Profile P>
+template <class T, Profile P, bool Plan = false>
 static void hvp_epilogue(const HvpBlock<T>& b, const HvpScratch<T>& scratch, int64_t i0, int64_t i1,
                          int64_t j0, int64_t j1) {
   const Cloud<T>&rows = *b.rows, &cols = *b.cols;
@@ -100,13 +102,15 @@ static void hvp_epilogue(const HvpBlock<T>& b, const HvpScratch<T>& scratch, int
         }
         const ivec<T> near = s < norms * kNear<T>;
         if (__builtin_expect(any_lane(near), 0)) {
-          near_tangents<T, P>(b, i, j0 + j, near, scratch.sums + (i - i0) * rows.stride, &near_weight);
+          near_tangents<T, P, Plan>(b, i, j0 + j, near, scratch.sums + (i - i0) * rows.stride, &near_weight);
           w = near ? vec<T>{} : w;
           dw = near ? vec<T>{} : dw;
           s = near ? norms : s;
         }
       }
-      const Jet<vec<T>> jet = profile<P, 2, Math>(constants, s);
+      vec<T> bias = {};
+      if constexpr (Plan) bias = load(cols.bias + j0 + j) + rows.bias[i];
+      const Jet<vec<T>> jet = profile<P, 2, Math, false, Plan>(constants, s, bias);
       vec<T> first = (w * da + dw * a) * jet.k1;
       weight_sum += dw * jet.k;
       if (b.moving) {
@@ -153,7 +157,10 @@ template <class T>
 using HvpEpilogue = void (*)(const HvpBlock<T>&, const HvpScratch<T>&, int64_t, int64_t, int64_t, int64_t);
 
 template <class T>
-static HvpEpilogue<T> choose_hvp(Profile profile) {
+static HvpEpilogue<T> choose_hvp(Profile profile, bool plan) {
+  if (plan)
+    return profile == Profile::gaussian ? hvp_epilogue<T, Profile::gaussian, true>
+                                        : hvp_epilogue<T, Profile::laplacian, true>;
   switch (profile) {
     case Profile::gaussian:
       return hvp_epilogue<T, Profile::gaussian>;
@@ -233,7 +240,7 @@ struct HvpRun {
 
   void run_term(const HvpBlock<T>& b, const HvpScratch<T>& scratch, int64_t i0, int64_t i1) const {
     const Cloud<T>&rows = *b.rows, &cols = *b.cols;
-    const auto epilogue = choose_hvp<T>(state.clouds->kernel.profile);
+    const auto epilogue = choose_hvp<T>(state.clouds->kernel.profile, state.clouds->f.data);
     for (int64_t j0 = 0; j0 < cols.rows; j0 += kTileColumns<T>) {
       const int64_t j1 = j0 + kTileColumns<T> < cols.rows ? j0 + kTileColumns<T> : cols.rows;
       T* tile = scratch.tiles.tile;

@@ -63,6 +63,9 @@ void kernel_matvec(const MatvecArguments& a, const Execution& e) {
 void segment_sums(const Clouds& clouds, const Matrix& out, const Execution& e) {
   cpu::engine().segment_sums(clouds, out, e);
 }
+void sinkhorn(const SinkhornArguments& a, const Execution& e) {
+  cpu::engine().sinkhorn(a, cpu::on_huge_pages(e));
+}
 void mean_bandwidth(const Clouds& clouds, const Execution& e) {
   cpu::engine().mean_bandwidth(clouds, e);
 }

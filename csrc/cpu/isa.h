@@ -10,6 +10,7 @@ struct Engine {
   void (*kernel_sums_hvp)(const HvpArguments&, const Execution&);
   void (*kernel_matvec)(const MatvecArguments&, const Execution&);
   void (*segment_sums)(const Clouds&, const Matrix&, const Execution&);
+  void (*sinkhorn)(const SinkhornArguments&, const Execution&);
   void (*mean_bandwidth)(const Clouds&, const Execution&);
   int64_t (*workspace_bytes)(const Sizes&, int64_t chunks, int64_t tasks);
 };

@@ -12,7 +12,11 @@ using EpilogueFunction = double (*)(const Block<T>&, const TileScratch<T>&, int6
                                     int64_t);
 
 template <class T>
-static EpilogueFunction<T> kernel_epilogue(const Kernel& kernel) {
+static EpilogueFunction<T> kernel_epilogue(const Kernel& kernel, bool plan) {
+  if (plan)
+    return kernel.profile == Profile::gaussian
+               ? epilogue<T, Profile::gaussian, true, Mode::kernel, false, true>
+               : epilogue<T, Profile::laplacian, true, Mode::kernel, false, true>;
   switch (kernel.profile) {
     case Profile::gaussian:
       return epilogue<T, Profile::gaussian, false, Mode::kernel, false>;
@@ -57,12 +61,14 @@ struct MatvecRun {
     const Matrix& out = arguments->out;
     const int64_t first = state.clouds->x_offsets[task.segment];
     const T unit = kernel.profile == Profile::energy ? (T)s.spread : T(1);
-    const auto to_kernel = kernel_epilogue<T>(kernel);
+    const auto to_kernel = kernel_epilogue<T>(kernel, state.clouds->f.data);
     Block<T> b{};
     b.rows = &s.x;
     b.cols = &s.y;
     b.j1 = s.m;
     b.constants = &s.constants;
+    b.row_bias = s.x.bias;
+    b.col_bias = s.y.bias;
     for (int64_t i0 = task.row_begin; i0 < task.row_end; i0 += kTileHeight) {
       const int64_t i1 = i0 + kTileHeight < task.row_end ? i0 + kTileHeight : task.row_end;
       std::memset(sums, 0, kTileHeight * stride * sizeof(T));

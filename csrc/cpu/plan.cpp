@@ -76,6 +76,7 @@ struct Builder {
     header.tasks = (int32_t)tasks.size();
     header.rounds = (int32_t)starts.size();
     header.chunks = chunks;
+    header.kept_mebibytes = (int32_t)std::min<int64_t>(sizes.cost_budget >> 20, INT32_MAX);
     starts.push_back((int32_t)tasks.size());
     std::vector<int32_t> schedule(sizeof header / 4 + starts.size() + tasks.size() * (sizeof(Task) / 4));
     header.words = (int32_t)schedule.size();
@@ -203,6 +204,11 @@ Plan plan(const Sizes& s) {
   check_sizes(s);
   Builder builder;
   if (s.op == Op::rows) return {builder.pack(s), 0};
+  if (s.op == Op::sinkhorn) {
+    Plan result{builder.pack(s), 0};
+    result.workspace_bytes = workspace_bytes(s, result.schedule.data(), (int64_t)result.schedule.size());
+    return result;
+  }
   std::vector<std::pair<int64_t, int64_t>> whole;
   for (int64_t c = 0; c < s.segments; ++c) {
     const SegmentRule rule = segment_rule(s, c);

@@ -50,27 +50,30 @@ static void segment_layout(Segment<T>& s, Arena& arena, const Sizes& sizes, cons
   s.x.slabs = rule.x_slabs();
   s.y.slabs = rule.y_slabs();
   const bool sums = sizes.op == Op::sums;
-  s.x.wants_grad = sums && (sizes.need & kNeedX);
-  s.y.wants_grad = sums && (sizes.need & kNeedY);
-  s.x.wants_weight = sums && (sizes.need & kNeedA);
-  s.y.wants_weight = sums && (sizes.need & kNeedB);
+  const bool plan = sizes.op == Op::sinkhorn;
+  s.x.wants_grad = (sums || plan) && (sizes.need & kNeedX);
+  s.y.wants_grad = (sums || plan) && (sizes.need & kNeedY);
+  s.x.wants_weight = plan || (sums && (sizes.need & kNeedA));
+  s.y.wants_weight = plan || (sums && (sizes.need & kNeedB));
   s.centre = arena.take<T>(sizes.dim);
   cloud_layout(s.x, arena, rule.x_is_columns, rule.streamed ? stream_rows(s.x) : rule.n);
   cloud_layout(s.y, arena, rule.y_is_columns, rule.m);
 }
 
 template <class T>
-static void attach(Cloud<T>& c, const Matrix& points, const Matrix& weights, int64_t first) {
+static void attach(Cloud<T>& c, const Matrix& points, const Matrix& weights, const Matrix& bias,
+                   int64_t first) {
   c.source = (const char*)points.data + first * points.stride * element_bytes(points.dtype);
   c.source_stride = points.stride;
   c.dtype = points.dtype;
   c.source_weights = weights.data ? (const T*)weights.data + first : nullptr;
+  c.source_bias = bias.data ? (const T*)bias.data + first : nullptr;
 }
 
 template <class T>
 static void attach(Segment<T>& s, const Clouds& clouds, int64_t c) {
-  attach(s.x, clouds.x, clouds.a, clouds.x_offsets[c]);
-  attach(s.y, clouds.y, clouds.b, clouds.y_offsets[c]);
+  attach(s.x, clouds.x, clouds.a, clouds.f, clouds.x_offsets[c]);
+  attach(s.y, clouds.y, clouds.b, clouds.g, clouds.y_offsets[c]);
 }
 
 // Mean squared distance to the centre of a few rows, to see whether squares would overflow or vanish.

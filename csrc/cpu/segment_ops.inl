@@ -51,8 +51,8 @@ static double pooled_bandwidth(const Clouds& clouds, int64_t c) {
                 m = clouds.y_offsets[c + 1] - clouds.y_offsets[c];
   if (n + m < 2) return length_of(0);
   Cloud<T> parts[2] = {};
-  attach(parts[0], clouds.x, Matrix{}, clouds.x_offsets[c]);
-  attach(parts[1], clouds.y, Matrix{}, clouds.y_offsets[c]);
+  attach(parts[0], clouds.x, Matrix{}, Matrix{}, clouds.x_offsets[c]);
+  attach(parts[1], clouds.y, Matrix{}, Matrix{}, clouds.y_offsets[c]);
   parts[0].rows = n;
   parts[1].rows = m;
   double total = 0;

@@ -7,6 +7,7 @@
 #if defined(__x86_64__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own AVX-512 header
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #endif
@@ -183,24 +184,16 @@ DECOCT_INLINE V at_least(V x, T bound) {
 // bits, which become the exponent. Coefficients: minimax fits of 2^r made for this file, with the constant 1
 // kept exact so that k(x, x) is exact. Largest error 1.8 ulp (float), 1 ulp (double). Below 2^-126 (2^-1022)
 // the result is 0.
-DECOCT_INLINE vfloat exp2(vfloat x) {
-  constexpr float magic = 12582912.f + 127.f;
-  x = at_least(x, -127.f);
-  const vfloat shifted = x + magic;
-  const vfloat r = x - (shifted - magic);
+// 2^r for |r| <= 1/2.
+DECOCT_INLINE vfloat exp2_fraction(vfloat r) {
   vfloat p = r * 0.0013225707225501537f + 0.009671762585639954f;
   p = p * r + 0.05550891533493996f;
   p = p * r + 0.24022236466407776f;
   p = p * r + 0.693146824836731f;
-  p = p * r + 1.f;
-  return p * (vfloat)((Simd<float>::ivec)shifted << 23);
+  return p * r + 1.f;
 }
 
-DECOCT_INLINE vdouble exp2(vdouble x) {
-  constexpr double magic = 6755399441055744. + 1023.;
-  x = at_least(x, -1023.);
-  const vdouble shifted = x + magic;
-  const vdouble r = x - (shifted - magic);
+DECOCT_INLINE vdouble exp2_fraction(vdouble r) {
   constexpr double coefficients[] = {4.4549605981865186e-10, 7.072585949269223e-09, 1.0178062445845774e-07,
                                      1.321544258792169e-06,  1.525273382983612e-05, 0.0001540353044173605,
                                      0.0013333558146416936,  0.009618129107606888,  0.0555041086648216,
@@ -208,8 +201,42 @@ DECOCT_INLINE vdouble exp2(vdouble x) {
   vdouble p = splat(coefficients[0]);
 #pragma GCC unroll 11
   for (int k = 1; k < 12; ++k) p = p * r + coefficients[k];
-  return p * (vdouble)((Simd<double>::ivec)shifted << 52);
+  return p;
 }
+
+DECOCT_INLINE vfloat exp2(vfloat x) {
+  constexpr float magic = 12582912.f + 127.f;
+  x = at_least(x, -127.f);
+  const vfloat shifted = x + magic;
+  return exp2_fraction(x - (shifted - magic)) * (vfloat)((Simd<float>::ivec)shifted << 23);
+}
+
+DECOCT_INLINE vdouble exp2(vdouble x) {
+  constexpr double magic = 6755399441055744. + 1023.;
+  x = at_least(x, -1023.);
+  const vdouble shifted = x + magic;
+  return exp2_fraction(x - (shifted - magic)) * (vdouble)((Simd<double>::ivec)shifted << 52);
+}
+
+// The same for x of any size: no less than 2^100 (2^1000) above that, NaN for an infinite one.
+#if defined(__AVX512F__)
+DECOCT_INLINE vfloat exp2_of_any(vfloat x) {
+  const vfloat whole = (vfloat)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return (vfloat)_mm512_scalef_ps((__m512)exp2_fraction(x - whole), (__m512)whole);
+}
+DECOCT_INLINE vdouble exp2_of_any(vdouble x) {
+  const vdouble whole =
+      (vdouble)_mm512_roundscale_pd((__m512d)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return (vdouble)_mm512_scalef_pd((__m512d)exp2_fraction(x - whole), (__m512d)whole);
+}
+#else
+DECOCT_INLINE vfloat exp2_of_any(vfloat x) {
+  return exp2(-at_least(-x, -100.f)) + (x - x);
+}
+DECOCT_INLINE vdouble exp2_of_any(vdouble x) {
+  return exp2(-at_least(-x, -1000.)) + (x - x);
+}
+#endif
 
 template <class T>
 struct FloatFormat;
@@ -222,23 +249,33 @@ struct FloatFormat<double> {
   static constexpr int mantissa = 52, bias = 1023, terms = 12;
 };
 
-// u^power for finite u >= 1. u = m 2^e with m in [0.70, 1.41]; log2 m = 2/ln 2 * atanh((m - 1) / (m + 1)) by
-// its series. power * e is kept as head and tail, so that large arguments do not lose digits before the
-// exponential.
+// log2 m and the exponent e of u = m 2^e, u positive, finite and normal; m in [0.70, 1.41]. log2 m = 2/ln 2 *
+// atanh((m - 1) / (m + 1)) by its series.
 template <class T>
-DECOCT_INLINE vec<T> power(vec<T> u, T exponent) {
+struct LogParts {
+  vec<T> log_m, whole;
+};
+
+template <class T>
+DECOCT_INLINE LogParts<T> log2_parts(vec<T> u) {
   using F = FloatFormat<T>;
   const ivec<T> bits = (ivec<T>)u;
   constexpr double root_half = 0.70710678118654752440;
   const ivec<T> e = (bits - (ivec<T>)splat((T)root_half)) >> F::mantissa;
   const vec<T> m = (vec<T>)(bits - (e << F::mantissa));
-  const vec<T> whole = __builtin_convertvector(e, vec<T>);
   const vec<T> f = (m - T(1)) / (m + T(1));
   const vec<T> f2 = f * f;
   vec<T> series = splat(T(1) / T(2 * F::terms + 1));
 #pragma GCC unroll 12
   for (int k = F::terms - 1; k >= 0; --k) series = series * f2 + T(1) / T(2 * k + 1);
-  const vec<T> log_m = f * series * T(2.8853900817779268147);
+  return {f * series * T(2.8853900817779268147), __builtin_convertvector(e, vec<T>)};
+}
+
+// u^power for finite u >= 1. power * e is kept as head and tail, so that large arguments do not lose digits
+// before the exponential.
+template <class T>
+DECOCT_INLINE vec<T> power(vec<T> u, T exponent) {
+  const auto [log_m, whole] = log2_parts<T>(u);
   const vec<T> head = whole * exponent;
 #if defined(__FMA__) || defined(__aarch64__)
   const vec<T> tail = whole * exponent - head;  // contracted: exact

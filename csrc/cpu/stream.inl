@@ -90,6 +90,7 @@ static void stream(const Segment<T>& s, Run run) {
     run(part);
     part.x.source += step * s.x.source_stride * element_bytes(s.x.dtype);
     if (part.x.source_weights) part.x.source_weights += step;
+    if (part.x.source_bias) part.x.source_bias += step;
   }
 }
 

@@ -50,7 +50,11 @@ struct SumsRun {
     b.col_grad = b.col_side ? cols.grad + slab * cols.rows * cols.stride : nullptr;
     b.col_wsum = b.col_side ? cols.wsum + slab * cols.rows : nullptr;
     b.col_ksum = column_side && cols.wants_weight ? cols.ksum + slab * cols.rows : nullptr;
-    const auto block = choose_block<T>(kernel, b.row_side || b.col_side, column_side);
+    b.row_bias = rows.bias;
+    b.col_bias = cols.bias;
+    const bool gradient = b.row_side || b.col_side, plan = state.clouds->f.data;
+    const auto block = plan ? choose_plan_block<T>(kernel.profile, gradient, column_side)
+                            : choose_block<T>(kernel, gradient, column_side);
     const double total = block(b, scratch);
     return coefficient * (symmetric && i0 != j0 ? 2 : 1) * total;
   }

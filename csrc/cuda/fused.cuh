@@ -112,8 +112,7 @@ DECOCT_KERNEL fused_kernel(Problem<float> p, int first_task) {
     const Point* columns = tiles + (index % 2 * Tile::kColumns + own_column) * Tile::kPitch;
     float sums[Tile::kM][Tile::kN][4] = {};
     A::multiply_rows(sums, rows + own_row * Tile::kPitch, Tile::kPitch, columns, Tile::kPitch, depth);
-    const bool near =
-        weigh<A, Gaussian, Tile::kColumns>(p.kernel.profile, q, sums, own_row, own_column, first, totals);
+    const bool near = weigh<A, Gaussian, Tile::kColumns>(p, q, sums, own_row, own_column, first, totals);
     if (sync_block_any(near)) {
       if (!touched && q.gradient) {
         for (int at = thread_index(); at < (q.row_end - q.row_begin) * (int)q.slab_stride; at += kThreads)

@@ -53,12 +53,12 @@ DECOCT_DEVICE void take_differences(const Problem<T>& p, const Pairs<T>& q, T (&
 // What a pair needs of each of its points; zeros past the last one.
 template <class T>
 struct TangentPoint {
-  T norm, dot, weight, change;  // change: the tangent of the weight
+  T norm, dot, weight, change, bias;  // change: the tangent of the weight
 };
 template <class T>
-DECOCT_DEVICE TangentPoint<T> load_point(const Side<T>& side, int64_t at, bool inside) {
+DECOCT_DEVICE TangentPoint<T> load_point(const Side<T>& side, const T* bias, int64_t at, bool inside) {
   if (!inside) return {};
-  return {side.norms[at], side.dots[at], side.weights[at], side.tangent_weights[at]};
+  return {side.norms[at], side.dots[at], side.weights[at], side.tangent_weights[at], bias ? bias[at] : T(0)};
 }
 
 // Sums over the columns of a row: of both weights, and of the derivative by the row's weight.
@@ -69,9 +69,11 @@ struct TangentSums {
 
 // `argument` is d2 (or x.y), `along` its change. `change` and `base` receive the weights of y and of v.
 template <class A, Profile P, class T>
-DECOCT_DEVICE void weigh_tangent(const Pairs<T>& q, const TangentPoint<T>& x, const TangentPoint<T>& y,
-                                 T argument, T along, T& change, T& base, TangentSums<T>& sums) {
-  const Jet<T> jet = profile<P, 2, Math>(*q.constants, argument);
+DECOCT_DEVICE void weigh_tangent(const Problem<T>& p, const Pairs<T>& q, const TangentPoint<T>& x,
+                                 const TangentPoint<T>& y, T argument, T along, T& change, T& base,
+                                 TangentSums<T>& sums) {
+  const T bias = may_be_plan(P) ? (x.bias + y.bias) * (T)p.bias_unit : T(0);
+  const Jet<T> jet = profile<P, 2, Math, false, may_be_plan(P)>(*q.constants, argument, bias);
   const T pair = y.weight * x.weight;
   const T w = ((y.weight * x.change + y.change * x.weight) * jet.k1 + pair * jet.k2 * along) * q.scale;
   const T w_base = pair * jet.k1 * (q.scale * q.constants->turning);
@@ -85,9 +87,10 @@ DECOCT_DEVICE void weigh_tangent(const Pairs<T>& q, const TangentPoint<T>& x, co
 // `change` holds x.v + u.y and receives the weights of v; `s` holds x.y and receives those of y. With
 // `differences` they hold d2 and half of its change. totals.w sums the former, `bases` the latter.
 template <class A, Profile P, int Width, int M, int N>
-DECOCT_DEVICE bool weigh_tangents(const Pairs<typename A::T>& q, bool moving, bool differences,
-                                  typename A::T (&s)[M][N][4], typename A::T (&change)[M][N][4], int row,
-                                  int column, int first, RowTotals<M>& totals, RowTotals<M>& bases) {
+DECOCT_DEVICE bool weigh_tangents(const Problem<typename A::T>& p, const Pairs<typename A::T>& q,
+                                  bool differences, typename A::T (&s)[M][N][4],
+                                  typename A::T (&change)[M][N][4], int row, int column, int first,
+                                  RowTotals<M>& totals, RowTotals<M>& bases) {
   using T = typename A::T;
   const int g = lane_index() / 4, t = lane_index() % 4;
   NearMask<M, N> near;
@@ -100,7 +103,8 @@ DECOCT_DEVICE bool weigh_tangents(const Pairs<typename A::T>& q, bool moving, bo
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int i = q.row_begin + row + m * 16 + h * 8 + g;
-      points[m][h] = load_point(*q.rows, q.first_row + i, i < q.row_end);
+      points[m][h] =
+          load_point(*q.rows, p.plan ? q.rows->row_bias[q.same] : nullptr, q.first_row + i, i < q.row_end);
     }
 #pragma unroll
   for (int n = 0; n < N; ++n)
@@ -108,7 +112,8 @@ DECOCT_DEVICE bool weigh_tangents(const Pairs<typename A::T>& q, bool moving, bo
     for (int e = 0; e < 2; ++e) {
       const int j = first + column + n * 8 + 2 * t + e;
       const bool there = j < q.column_end;
-      const TangentPoint<T> other = load_point(*q.columns, q.first_column + j, there);
+      const TangentPoint<T> other = load_point(*q.columns, p.plan ? q.columns->column_bias[q.same] : nullptr,
+                                               q.first_column + j, there);
 #pragma unroll
       for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -131,9 +136,9 @@ DECOCT_DEVICE bool weigh_tangents(const Pairs<typename A::T>& q, bool moving, bo
             }
             near.add(m, h, n, e, close);
           }
-          if (!moving) along = 0;
-          weigh_tangent<A, P>(q, point, counted, argument, along, s[m][n][2 * h + e], change[m][n][2 * h + e],
-                              sums[m][h]);
+          if (!p.moving) along = 0;
+          weigh_tangent<A, P>(p, q, point, counted, argument, along, s[m][n][2 * h + e],
+                              change[m][n][2 * h + e], sums[m][h]);
         }
     }
 #pragma unroll
@@ -169,7 +174,7 @@ DECOCT_DEVICE NearTangent<T> near_tangent(const Problem<T>& p, const Pairs<T>& q
     along += (double)pair.points.difference(p, d) * (double)pair.tangents.difference(p, d);
   along = p.moving ? 2 * warp_sum(along) : 0.0;
   const T r = (T)squared_distance(p, pair.points);
-  const Jet<T> jet = profile_of<2>(p.kernel.profile, *q.constants, r);
+  const Jet<T> jet = profile_of<2>(p.kernel.profile, *q.constants, r, bias_of(p, q, i, column));
   const double a = (double)q.rows->weights[i], da = (double)q.rows->tangent_weights[i];
   const double b = (double)q.columns->weights[column], db = (double)q.columns->tangent_weights[column];
   pair.weight = db * (double)jet.k + b * (double)jet.k1 * along;
@@ -258,7 +263,7 @@ DECOCT_KERNEL hvp_kernel(Problem<typename A::T> p, int first_task) {
     if (differences) take_differences(p, q, sums, change, Tile::row(), first + Tile::column());
     const bool near = with_profile<true>(p.kernel.profile, [&](auto constant) {
       return weigh_tangents<A, decltype(constant)::value, Tile::kColumns>(
-          q, p.moving, differences, sums, change, Tile::row(), Tile::column(), first, totals, bases);
+          p, q, differences, sums, change, Tile::row(), Tile::column(), first, totals, bases);
     });
     const int at_column = first - task.col_begin;
     Point* tile_weights = own.weights + at_column;

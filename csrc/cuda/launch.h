@@ -4,6 +4,9 @@
 
 namespace decoct::cuda {
 
+template <class T>
+struct TransportLaunch;
+
 // A round of a schedule on the problem's tasks.
 template <class T>
 struct RoundLaunch {
@@ -20,6 +23,7 @@ struct PairKernels {
   static void hvp(const RoundLaunch<T>& launch);
   static void product(const RoundLaunch<T>& launch, int result_columns);
   static void fused(const RoundLaunch<T>& launch);
+  static void transport(const TransportLaunch<T>& launch);
 };
 
 template <class T>

@@ -100,7 +100,8 @@ template <class T>
 DECOCT_DEVICE NearPair<T> near_pair(const Problem<T>& p, const Pairs<T>& q, int row, int j) {
   const int64_t i = q.first_row + q.row_begin + row, column = q.first_column + j;
   NearPair<T> pair{{q.rows->points, q.columns->points, i * p.stride, column * p.stride}, 0, 0, 0};
-  const Jet<T> jet = profile_of<1>(p.kernel.profile, *q.constants, (T)squared_distance(p, pair.rows));
+  const Jet<T> jet = profile_of<1>(p.kernel.profile, *q.constants, (T)squared_distance(p, pair.rows),
+                                   bias_of(p, q, i, column));
   pair.k = jet.k;
   pair.weight = q.columns->weights[column];
   pair.change = q.scale * q.rows->weights[i] * pair.weight * jet.k1;

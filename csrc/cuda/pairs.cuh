@@ -12,6 +12,7 @@ struct Pairs {
   const Side<T>*rows, *columns;
   int64_t first_row, first_column;  // of the segment
   int row_begin, row_end, column_end;
+  int term;                              // its place among all terms
   bool same;                             // rows and columns are one side: (i, i) is a point and itself
   bool gradient, kernel;                 // weights are wanted: of the derivative, or k itself
   double coefficient;                    // of the value
@@ -36,7 +37,8 @@ DECOCT_DEVICE Pairs<T> make_pairs(const Problem<T>& p, const Task& task) {
   q.row_end = task.row_end;
   q.column_end = task.col_end;
   q.same = rows_x == columns_x;
-  double coefficient = p.coefficients ? p.coefficients[3 * task.segment + (!q.same ? 1 : rows_x ? 0 : 2)] : 1;
+  q.term = 3 * task.segment + (!q.same ? 1 : rows_x ? 0 : 2);
+  double coefficient = p.coefficients ? p.coefficients[q.term] : 1;
   if (p.kernel.profile == Profile::energy) coefficient *= p.states[task.segment].spread;
   q.coefficient = coefficient * (task.flags & kTwice ? 2 : 1);
   q.scale = (T)(coefficient * (q.same && p.coefficients ? 2 : 1));
@@ -45,6 +47,38 @@ DECOCT_DEVICE Pairs<T> make_pairs(const Problem<T>& p, const Task& task) {
   q.slab = p.slabs + (int64_t)task.slab * p.slab_stride;
   q.slab_stride = p.slab_stride;
   return q;
+}
+
+// What is added to a plan's exponents, as powers of two, of pairs of packed rows. It is looked up where there
+// are plans: other calls have no registers to spare.
+template <class T>
+struct PlanBias {
+  const T *rows, *columns;
+  const int64_t* labels;  // of the rows
+  int64_t pitch;
+  T unit, shift;
+
+  DECOCT_DEVICE T of_row(int64_t i) const { return rows[i] * unit + shift; }
+  DECOCT_DEVICE const T* columns_of(int64_t i) const { return columns + (labels ? labels[i] * pitch : 0); }
+  DECOCT_DEVICE T of_pair(int64_t i, int64_t j) const { return of_row(i) + columns_of(i)[j] * unit; }
+};
+
+template <class T>
+DECOCT_DEVICE PlanBias<T> plan_bias(const Problem<T>& p, const Pairs<T>& q) {
+  return {q.rows->row_bias[q.same], q.columns->column_bias[q.same],
+          q.rows->labels,           q.columns->bias_pitch,
+          (T)p.bias_unit,           (T)(p.shifts ? p.shifts[q.term] : 0.0)};
+}
+template <class T>
+DECOCT_DEVICE T bias_of(const Problem<T>& p, const Pairs<T>& q, int64_t i, int64_t j) {
+  return p.plan ? plan_bias(p, q).of_pair(i, j) : T(0);
+}
+
+// Near pairs are set apart; a plan of squared distances is a sum in which no pair's terms cancel.
+template <class T>
+DECOCT_DEVICE bool sets_apart(const Problem<T>& p) {
+  return is_radial(p.kernel.profile) &&
+         !(p.plan && p.kernel.profile == Profile::gaussian && !p.tangent_centres);
 }
 
 // What a task starts with: its pairs; in shared memory the kernel's constants, no marks, and of each row the
@@ -58,12 +92,14 @@ DECOCT_DEVICE Pairs<T> begin_pairs(const Problem<T>& p, const Task& task, Profil
   q.near_sums = near_sums;
   copy_constants(constants, p.states[task.segment].constants);
   for (int word = thread_index(); word < Rows * Columns / 32; word += kThreads) near_bits[word] = 0;
-  const bool with_self = q.same && is_radial(p.kernel.profile);
+  const bool with_self = q.same && sets_apart(p);
   const T* weights = p.tangent_centres ? q.rows->tangent_weights : q.rows->weights;
   for (int row = thread_index(); row < Rows; row += kThreads) {
     const int i = q.row_begin + row;
     const bool met = with_self && i < q.row_end && i >= task.col_begin && i < task.col_end;
-    near_sums[row] = met ? at_zero(p.kernel) * (double)weights[q.first_row + i] : 0.0;
+    near_sums[row] = met ? at_zero(p.kernel) * (double)weights[q.first_row + i] *
+                               ::exp2((double)bias_of(p, q, q.first_row + i, q.first_row + i))
+                         : 0.0;
   }
   return q;
 }

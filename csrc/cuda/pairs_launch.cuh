@@ -4,6 +4,7 @@
 #include "hvp.cuh"
 #include "launch.h"
 #include "product.cuh"
+#include "transport_tile.cuh"
 
 namespace decoct::cuda {
 
@@ -75,6 +76,11 @@ void PairKernels<A>::fused(const RoundLaunch<T>& l) {
       default:
         return launch_fused<A, 256>(l);
     }
+}
+
+template <class A>
+void PairKernels<A>::transport(const TransportLaunch<T>& l) {
+  launch_transport<A>(l);
 }
 
 }  // namespace decoct::cuda

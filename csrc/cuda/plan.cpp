@@ -5,6 +5,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "transport_plan.h"
 #include "workspace.h"
 
 namespace decoct {
@@ -49,7 +50,10 @@ class Builder {
         break;
     }
     number_values();
-    add_finish();
+    if (s_.op == Op::sinkhorn)
+      transport_ = TransportBuilder(s_, segments_).plan();
+    else
+      add_finish();
     return pack();
   }
 
@@ -73,12 +77,15 @@ class Builder {
       chunks.push_back({(int32_t)c, on_x, (int32_t)i, (int32_t)std::min(i + height, rows)});
   }
 
+  // Transport differentiates the sums of a plan, by points alone.
   bool wanted(bool on_x) const {
     if (s_.op == Op::matvec) return on_x;
+    if (s_.op == Op::sinkhorn) return s_.need & (on_x ? kNeedX : kNeedY);
     return s_.need & (on_x ? kNeedX | kNeedA : kNeedY | kNeedB);
   }
   int derivatives(bool on_x) const {
     if (s_.op == Op::matvec) return s_.columns == 1 ? kRowSums : kGradient;
+    if (s_.op == Op::sinkhorn) return kGradient | kRowSums;
     return (s_.need & (on_x ? kNeedX : kNeedY) ? kGradient : 0) |
            (s_.need & (on_x ? kNeedA : kNeedB) ? kRowSums : 0);
   }
@@ -167,6 +174,8 @@ class Builder {
   void close_slabs(const Block& b, int64_t splits) {
     SegmentPlan& plan = segments_[b.segment];
     (b.flags & kRowsX ? plan.x_slabs : plan.y_slabs) += (int32_t)splits;
+    if (!(b.flags & kRowsX) != !(b.flags & kColumnsX))
+      (b.flags & kRowsX ? plan.x_cross_slabs : plan.y_cross_slabs) += (int32_t)splits;
     slab_rows_ += splits * b.rows;
     if (slab_rows_ > INT32_MAX)
       throw std::invalid_argument("plan: too many rows for one call; split the segments");
@@ -181,10 +190,12 @@ class Builder {
     std::vector<Task> products;
     int64_t first = (int64_t)tasks_.size();
     std::vector<std::pair<int64_t, int64_t>> product_rounds;
-    // All blocks of a side run row tile by row tile, so that the products of one tile meet in one task.
+    // All blocks of a side run row tile by row tile, so that the products of one tile meet in one task. Those
+    // of transport, each divided by sums of its own, do not meet.
     for (size_t k = 0; k < derived_.size();) {
       size_t last = k + 1;
-      while (last < derived_.size() && derived_[last].segment == derived_[k].segment &&
+      while (s_.op != Op::sinkhorn && last < derived_.size() &&
+             derived_[last].segment == derived_[k].segment &&
              !((derived_[last].flags ^ derived_[k].flags) & kRowsX))
         ++last;
       const Block& b = derived_[k];
@@ -285,6 +296,15 @@ class Builder {
     h.slab_rows = (int32_t)slab_rows_;
     h.scratch_tasks = (int32_t)scratch_tasks_;
     h.scratch_shape = (int32_t)scratch_shape_;
+    h.common.kept_mebibytes = (int32_t)std::min<int64_t>(s_.cost_budget >> 20, INT32_MAX);
+    h.terms = (int32_t)transport_.terms.size();
+    h.kept_terms = transport_.kept_terms;
+    h.transport_tasks = (int32_t)transport_.tasks.size();
+    h.kept_tasks = transport_.kept_tasks;
+    h.steps = (int32_t)transport_.steps.size();
+    h.kept_rows = transport_.kept_rows;
+    h.kept = transport_.kept;
+    h.sums = transport_.sums;
     h.common.words = (int32_t)schedule_words(h, s_.segments);
     Plan plan;
     append(plan.schedule, std::vector<Header>{h});
@@ -293,6 +313,9 @@ class Builder {
     append(plan.schedule, tasks_);
     append(plan.schedule, chunks_);
     append(plan.schedule, finish_);
+    append(plan.schedule, transport_.terms);
+    append(plan.schedule, transport_.tasks);
+    append(plan.schedule, transport_.steps);
     plan.workspace_bytes = workspace_layout(s_, h).bytes;
     return plan;
   }
@@ -304,6 +327,7 @@ class Builder {
   std::vector<Chunk> chunks_, finish_;
   std::vector<Task> tasks_;
   std::vector<Round> rounds_;
+  TransportPlan transport_;
   int64_t slab_rows_ = 0, scratch_tasks_ = 0;
   Shape scratch_shape_ = Shape::square;
   int32_t values_ = 0;
@@ -312,9 +336,10 @@ class Builder {
 }  // namespace
 
 Path choose_path(const Sizes& s) {
-  const bool plain = s.op == Op::sums || (s.op == Op::matvec && s.columns == 1);
+  const bool sums = s.op == Op::sums || s.op == Op::sinkhorn,
+             plain = sums || (s.op == Op::matvec && s.columns == 1);
   if (plain && s.dim < (s.rows == DType::float64 ? kSmallDoubleDim : kSmallDim)) return Path::small;
-  if (s.op == Op::sums && s.rows != DType::float64 && s.dim <= kFusedDim) return Path::fused;
+  if (sums && s.rows != DType::float64 && s.dim <= kFusedDim) return Path::fused;
   return Path::weights;
 }
 

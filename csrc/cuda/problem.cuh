@@ -20,6 +20,11 @@ struct Side {
   Source source, source_tangents;
   const T *source_weights, *source_tangent_weights;
   int64_t weight_stride;
+  // Of plans, for the cross term and for that of the side with itself: what is added to the exponents of
+  // pairs with a row and with a column, the latter once for each label of a row. nullptr: none.
+  const T *row_bias[2], *column_bias[2];
+  const int64_t* labels;
+  int64_t bias_pitch;  // from one label's column biases to the next
   void *points, *tangents;
   T *norms, *weights, *dots, *tangent_weights;  // dots: p . u of each row
 };
@@ -33,9 +38,12 @@ struct Problem {
   SegmentState<T>* states;
   const double* coefficients;  // (segments, 3)
   double* bandwidth;
+  const double* shifts;  // (segments, 3): added to all exponents of a term, as powers of two; nullptr: 0
+  double bias_unit;      // of biases, as powers of two
   Kernel kernel;
   int32_t dim, stride, slab_stride;
   int32_t precision, packed_bfloat16, from_data, moving;  // moving: some point has a tangent
+  int32_t plan;                                           // pairs have biases
   int32_t* tickets;
   T *centres, *tangent_centres, *slabs;
   void* vectors;  // packed as rows are

@@ -12,6 +12,9 @@ namespace decoct::cuda {
 struct Math {
   static DECOCT_DEVICE float exp2(float v) { return exp2_approximate(v); }
   static DECOCT_DEVICE double exp2(double v) { return ::exp2(v); }
+  // Of plans: above 2^127 infinite, which whoever adds it up must take for out of range.
+  static DECOCT_DEVICE float exp2_of_any(float v) { return exp2_approximate(v); }
+  static DECOCT_DEVICE double exp2_of_any(double v) { return ::exp2(v); }
   static DECOCT_DEVICE float sqrt(float v) { return ::sqrtf(v); }
   static DECOCT_DEVICE double sqrt(double v) { return ::sqrt(v); }
   static DECOCT_DEVICE float power(float v, float e) { return ::exp2f(e * ::log2f(v)); }
@@ -25,6 +28,10 @@ struct Math {
   template <class T, int N>
   static DECOCT_DEVICE Values<T, N> exp2(const Values<T, N>& v) {
     return make_values<N>([&](int k) { return exp2(v.v[k]); });
+  }
+  template <class T, int N>
+  static DECOCT_DEVICE Values<T, N> exp2_of_any(const Values<T, N>& v) {
+    return exp2(v);
   }
   template <class T, int N>
   static DECOCT_DEVICE Values<T, N> sqrt(const Values<T, N>& v) {
@@ -72,10 +79,18 @@ DECOCT_DEVICE auto with_kernel(Profile profile, int scales, Use use) {
   }
 }
 
+// Kernels that may be multiplied by exp(f_i + g_j) (Clouds::f, g).
+constexpr bool may_be_plan(Profile p) {
+  return p == Profile::gaussian || p == Profile::laplacian;
+}
+
+// Times 2^bias, of those that may be plans.
 template <int Order, class T>
-DECOCT_DEVICE Jet<T> profile_of(Profile profile, const ProfileConstants<T>& c, T r) {
-  return with_profile<true>(
-      profile, [&](auto constant) { return decoct::profile<decltype(constant)::value, Order, Math>(c, r); });
+DECOCT_DEVICE Jet<T> profile_of(Profile profile, const ProfileConstants<T>& c, T r, T bias) {
+  return with_profile<true>(profile, [&](auto constant) {
+    constexpr Profile p = decltype(constant)::value;
+    return decoct::profile<p, Order, Math, false, may_be_plan(p)>(c, r, bias);
+  });
 }
 
 }  // namespace decoct::cuda

@@ -5,7 +5,7 @@
 
 namespace decoct::cuda {
 
-constexpr int32_t kCudaScheduleVersion = 1001;
+constexpr int32_t kCudaScheduleVersion = 1002;
 
 constexpr int kThreads = 128;  // of a block; races are searched for at this size
 constexpr int kWarps = kThreads / 32;
@@ -59,6 +59,7 @@ struct SegmentPlan {
   int32_t first_value, values;  // its partial values
   int32_t x_slab, y_slab;       // first rows of the slabs of x and y: slab k starts k * rows later
   int32_t x_slabs, y_slabs;
+  int32_t x_cross_slabs, y_cross_slabs;  // of these, the first: those of the cross term
 };
 
 enum TaskFlag : int32_t {
@@ -81,10 +82,38 @@ struct Chunk {
   int32_t segment, on_x, row_begin, row_end;
 };
 
+// One term of a transport problem: rows of one side against columns of one side. Its costs are kept, and one
+// block does all of its iterations, or every iteration is a launch for all terms that do not.
+struct Term {
+  int64_t kept;  // the first of its costs, (rows, cost_pitch(columns)); -1: they are not kept
+  int64_t row_sums, column_sums;  // the first of the slabs of sums over its rows and columns
+  int32_t segment, kind;          // kind: its place among the segment's terms xx, xy and yy
+  int32_t rows_x, columns_x, rows, columns;
+  int32_t row_slabs, column_slabs;
+  int32_t first_chunk, chunks;  // of its steps
+};
+constexpr int kTermKinds = 3;
+constexpr int cost_pitch(int columns) {
+  return (columns + 31) / 32 * 32;
+}
+
+// A block of pairs of a term, row tile by row tile; column_slab -1: no sums over its columns.
+struct TransportTask {
+  int32_t term, row_begin, row_end, col_begin, col_end, row_slab, column_slab, unused;
+};
+
+// Rows of one side of a term, a thread each.
+struct StepChunk {
+  int32_t term, on_rows, begin, end;
+};
+
 struct Header {
   ScheduleHeader common;  // rounds, tasks, chunks
   int32_t path, finish_chunks, values, slab_rows;
   int32_t scratch_tasks, scratch_shape;  // most tasks whose weights are in scratch at a time, and their tile
+  // Of transport: those whose costs are kept come first among the terms and their tasks.
+  int32_t terms, kept_terms, transport_tasks, kept_tasks, steps, kept_rows;  // kept_rows: most of both sides
+  int64_t kept, sums;                                                        // numbers
 };
 static_assert(sizeof(Header) % 8 == 0);
 
@@ -95,6 +124,9 @@ struct ScheduleView {
   const SegmentPlan* segments;
   const Task* tasks;
   const Chunk* chunks;  // of preparation, then of the end
+  const Term* terms;
+  const TransportTask* transport_tasks;
+  const StepChunk* steps;
 };
 
 inline ScheduleView view_schedule(const int32_t* words, const Header& h, int64_t segments) {
@@ -105,11 +137,16 @@ inline ScheduleView view_schedule(const int32_t* words, const Header& h, int64_t
   v.segments = (const SegmentPlan*)(p += sizeof(Round) * h.common.rounds);
   v.tasks = (const Task*)(p += sizeof(SegmentPlan) * segments);
   v.chunks = (const Chunk*)(p += sizeof(Task) * h.common.tasks);
+  v.terms = (const Term*)(p += sizeof(Chunk) * (h.common.chunks + h.finish_chunks));
+  v.transport_tasks = (const TransportTask*)(p += sizeof(Term) * h.terms);
+  v.steps = (const StepChunk*)(p += sizeof(TransportTask) * h.transport_tasks);
   return v;
 }
 inline int64_t schedule_words(const Header& h, int64_t segments) {
   return (int64_t)(sizeof(Header) + sizeof(Round) * h.common.rounds + sizeof(SegmentPlan) * segments +
-                   sizeof(Task) * h.common.tasks + sizeof(Chunk) * (h.common.chunks + h.finish_chunks)) /
+                   sizeof(Task) * h.common.tasks + sizeof(Chunk) * (h.common.chunks + h.finish_chunks) +
+                   sizeof(Term) * h.terms + sizeof(TransportTask) * h.transport_tasks +
+                   sizeof(StepChunk) * h.steps) /
          4;
 }
 

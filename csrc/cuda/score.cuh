@@ -146,8 +146,8 @@ DECOCT_KERNEL score_kernel(Problem<typename A::T> p, int first_task, bool scratc
     if (at % steps != steps - 1) continue;
 
     const int first = task.col_begin + at / steps * Tile::kColumns;
-    const bool near = weigh<A, Gaussian, Tile::kColumns>(p.kernel.profile, q, sums, Tile::row(),
-                                                         Tile::column(), first, totals);
+    const bool near =
+        weigh<A, Gaussian, Tile::kColumns>(p, q, sums, Tile::row(), Tile::column(), first, totals);
     Point* tile_weights = weights ? weights + first - task.col_begin : nullptr;
     if (tile_weights) store_weights<A>(tile_weights, Tile::row(), Tile::column(), sums);
     if (sync_block_any(near)) {

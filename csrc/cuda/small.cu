@@ -9,7 +9,7 @@ namespace {
 template <class T, int Width>
 void launch_width(const RoundLaunch<T>& l) {
   const Launch shape{l.round.count, kThreads, small_shared<T, Width>(), l.stream};
-  l.problem.kernel.profile == Profile::gaussian
+  l.problem.kernel.profile == Profile::gaussian && !l.problem.plan
       ? cuda::launch(small_kernel<T, true, Width>, shape, l.problem, l.round.first)
       : cuda::launch(small_kernel<T, false, Width>, shape, l.problem, l.round.first);
 }

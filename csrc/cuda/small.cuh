@@ -27,12 +27,23 @@ struct SmallRow {
   double k;
 };
 
-template <class T, Profile P, bool One, int Width>
-DECOCT_DEVICE void meet_columns(const Pairs<T>& q, const T* columns, const T* weights,
-                                SmallRow<T, Width> (&rows)[2]) {
+template <class T, Profile P, bool One, bool Plan, int Width>
+DECOCT_DEVICE void meet_columns(const Problem<T>& p, const Pairs<T>& q, const T* columns, const T* weights,
+                                int first, SmallRow<T, Width> (&rows)[2]) {
   constexpr bool multiple = P == Profile::gaussian && One;  // k' of k
-  T k_sum[2] = {};
-#pragma unroll 2
+  T k_sum[2] = {}, own[2];
+  const T* biases[2];
+  if constexpr (Plan) {
+    const PlanBias<T> bias = plan_bias(p, q);
+    for (int r = 0; r < 2; ++r) {
+      // A row past the end counts for nothing, whatever it has.
+      const int i = q.row_begin + lane_index() + 32 * r;
+      const int64_t row = q.first_row + (i < q.row_end ? i : q.row_begin);
+      own[r] = bias.of_row(row);
+      biases[r] = bias.columns_of(row) + q.first_column + first;
+    }
+  }
+#pragma unroll(Plan ? 1 : 2)
   for (int j = 0; j < kSmallWarpColumns; ++j) {
     T other[Width];
 #pragma unroll
@@ -46,7 +57,10 @@ DECOCT_DEVICE void meet_columns(const Pairs<T>& q, const T* columns, const T* we
         towards[d] = is_radial(P) ? other[d] - rows[r].point[d] : other[d];
         argument += towards[d] * (is_radial(P) ? towards[d] : rows[r].point[d]);
       }
-      const auto jet = profile<P, multiple ? 0 : 1, Math, One>(*q.constants, argument);
+      T bias = 0;
+      if constexpr (Plan)
+        if (first + j < q.column_end) bias = own[r] + biases[r][j] * (T)p.bias_unit;
+      const auto jet = profile<P, multiple ? 0 : 1, Math, One, Plan>(*q.constants, argument, bias);
       const T k = jet.k * weight;
       k_sum[r] += k;
       const T w = (multiple ? k * -q.constants->slope[0] : jet.k1 * weight) * rows[r].scale;
@@ -103,11 +117,22 @@ DECOCT_KERNEL small_kernel(Problem<T> p, int first_task) {
     sync_block();
     if (first + kSmallColumns < task.col_end)
       load_small<T, Width>(p, q, columns, weights, index + 1, first + kSmallColumns);
-    const int own = index % 2 * kSmallColumns + warp_index() * kSmallWarpColumns;
-    with_kernel<Gaussian>(p.kernel.profile, constants->scales, [&](auto constant, auto one) {
-      meet_columns<T, decltype(constant)::value, decltype(one)::value>(q, columns + own * Width,
-                                                                       weights + own, rows);
-    });
+    const int dealt = warp_index() * kSmallWarpColumns, own = index % 2 * kSmallColumns + dealt;
+    const auto meet = [&](auto constant, auto one, auto plan) {
+      meet_columns<T, decltype(constant)::value, decltype(one)::value, decltype(plan)::value>(
+          p, q, columns + own * Width, weights + own, first + dealt, rows);
+    };
+    // Plans of gaussians are left to the others' kernel: this one has no registers to spare.
+    if constexpr (!Gaussian)
+      if (p.plan) {
+        if (p.kernel.profile == Profile::gaussian)
+          meet(std::integral_constant<Profile, Profile::gaussian>{}, std::true_type{}, std::true_type{});
+        else
+          meet(std::integral_constant<Profile, Profile::laplacian>{}, std::true_type{}, std::true_type{});
+        continue;
+      }
+    with_kernel<Gaussian>(p.kernel.profile, constants->scales,
+                          [&](auto constant, auto one) { meet(constant, one, std::false_type{}); });
   }
 
   for (int warp = 0; warp < kWarps; ++warp) {

@@ -13,7 +13,22 @@ struct SegmentState {
   int32_t broken;  // a row is not finite: the segment's results are NaN
 };
 
-// Offsets in bytes. Arrays of pairs: of x, of y.
+// What transport does next with a term: `start` and `settle` at the largest eps, `anneal` on its way down,
+// then `last` and, until the marginals are met, `repeat` at the smallest; `whole` is the step whose result
+// counts.
+enum class Pass : int32_t { start, settle, anneal, last, repeat, whole, done };
+
+struct TransportState {
+  double eps;    // of the next pass
+  double shift;  // of partial transport, the multiplier of its mass
+  double value, missed;
+  Pass pass;
+  int32_t iterations;
+  int32_t parity, unused;  // parity: which of the two potentials the next pass starts from
+};
+
+// Offsets in bytes. Arrays of pairs: of x, of y; of pairs of pairs: those of the cross term, of the self
+// term.
 struct WorkspaceLayout {
   int64_t tickets;                   // int (segments); with the next two, zero before the first kernel
   int64_t slabs;                     // T (slab_rows, slab_stride): what the gradient products add up to
@@ -27,12 +42,17 @@ struct WorkspaceLayout {
   int64_t tangents[2], dots[2], tangent_weights[2];  // of Hessian-vector products
   int64_t vectors;                                   // (rows of y, slab_stride), of products with vectors
   int64_t scratch;
+  // Of transport. Potentials: double (2, rows). Biases: T (rows), T (labels, rows).
+  int64_t term_tickets, box_tickets, term_sums;  // zero before the first kernel
+  int64_t term_states, bandwidth, coefficients, shifts, boxes, step_partials, kept;
+  int64_t potentials[2][2], row_bias[2][2], column_bias[2][2];
   int64_t bytes;
   int64_t stride, slab_stride;  // elements of a packed row and of a row of a slab
 };
 
 // Sums over a row: of k; of weights, or of their change; of weights as a base.
 constexpr int kRowSumKinds = 3;
+constexpr int kStepSums = 4;  // of a chunk of a step: mass missed, mass, mass of the plan, value
 constexpr int kNearWords = kWeightColumns / 32;  // marks of one row of a task
 
 inline int64_t padded_row(int64_t columns) {
@@ -66,6 +86,11 @@ inline WorkspaceLayout workspace_layout(const Sizes& s, const Header& h) {
   w.stride = padded_row(s.dim);
   w.slab_stride = s.op == Op::matvec ? padded_row(s.columns) : w.stride;
   w.tickets = take(s.segments, 4);
+  if (s.op == Op::sinkhorn) {
+    w.term_tickets = take(h.terms, 4);
+    w.box_tickets = take(s.segments, 4);
+    w.term_sums = take(h.sums, 8);
+  }
   if (!added) w.zeroed = w.bytes;
   w.slabs = take(h.slab_rows * w.slab_stride, element);
   w.sums = take((int64_t)h.slab_rows * kRowSumKinds, 8);
@@ -88,6 +113,20 @@ inline WorkspaceLayout workspace_layout(const Sizes& s, const Header& h) {
   }
   if (s.op == Op::matvec) w.vectors = take(rows[1] * w.slab_stride, element);
   w.scratch = take(h.scratch_tasks, scratch_bytes(s, (Shape)h.scratch_shape));
+  if (s.op != Op::sinkhorn) return w;
+  w.term_states = take(s.segments * kTermKinds, sizeof(TransportState));
+  w.bandwidth = take(s.segments, 8);
+  w.coefficients = take(s.segments * kTermKinds, 8);
+  w.shifts = take(s.segments * kTermKinds, 8);
+  w.boxes = take(h.common.chunks * 2 * s.dim, element);
+  w.step_partials = take(h.steps * (int64_t)kStepSums, 8);
+  w.kept = take(h.kept, element);
+  for (int side = 0; side < 2; ++side)
+    for (int term = 0; term < 2; ++term) {
+      w.potentials[side][term] = take(2 * rows[side], 8);
+      w.row_bias[side][term] = take(rows[side], element);
+      w.column_bias[side][term] = take(s.columns * rows[side], element);
+    }
   return w;
 }
 

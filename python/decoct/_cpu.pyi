@@ -34,6 +34,7 @@ def plan(
     terms: int,
     columns: int,
     threads: int,
+    cost_budget: int = 0,
 ) -> tuple[npt.NDArray[np.int32], int]: ...
 def kernel_sums(
     *,
@@ -53,6 +54,8 @@ def kernel_sums(
     grad_y: Matrix | None,
     grad_a: Matrix | None,
     grad_b: Matrix | None,
+    f: Matrix | None = None,
+    g: Matrix | None = None,
     execution: Execution,
 ) -> None: ...
 def kernel_sums_hvp(
@@ -75,6 +78,8 @@ def kernel_sums_hvp(
     out_y: Matrix | None,
     out_a: Matrix | None,
     out_b: Matrix | None,
+    f: Matrix | None = None,
+    g: Matrix | None = None,
     execution: Execution,
 ) -> None: ...
 def kernel_matvec(
@@ -87,6 +92,8 @@ def kernel_matvec(
     bandwidth: Matrix,
     kernel: Kernel,
     out: Matrix,
+    f: Matrix | None = None,
+    g: Matrix | None = None,
     execution: Execution,
 ) -> None: ...
 def segment_sums(
@@ -99,5 +106,39 @@ def mean_bandwidth(
     x_offsets: Matrix,
     y_offsets: Matrix,
     bandwidth: Matrix,
+    execution: Execution,
+) -> None: ...
+def sinkhorn(
+    *,
+    x: Matrix,
+    y: Matrix,
+    a: Matrix | None,
+    b: Matrix | None,
+    x_offsets: Matrix,
+    y_offsets: Matrix,
+    x_labels: Matrix | None,
+    y_labels: Matrix | None,
+    label_cost: Matrix | None,
+    power: int,
+    blur: float,
+    scaling: float,
+    diameter: float,
+    reach_x: float,
+    reach_y: float,
+    mass: float,
+    tolerance: float,
+    max_iterations: int,
+    warm: bool,
+    need: int,
+    terms: int,
+    value: Matrix,
+    error: Matrix,
+    iterations: Matrix,
+    f: Matrix,
+    g: Matrix,
+    f_self: Matrix | None,
+    g_self: Matrix | None,
+    grad_x: Matrix | None,
+    grad_y: Matrix | None,
     execution: Execution,
 ) -> None: ...

@@ -31,3 +31,6 @@ from decoct._cpu import (
 from decoct._cpu import (
     segment_sums as segment_sums,
 )
+from decoct._cpu import (
+    sinkhorn as sinkhorn,
+)

@@ -111,7 +111,8 @@ inline bool is_pointed(const Kernel& kernel) {
 
 template <class T>
 std::string name_of(const std::string& group, const Setup& s, const Case& test, Precision precision) {
-  return group + " " + test.name + " D=" + std::to_string(s.shape.dim) + " " + precision_name<T>(precision);
+  return group + (s.potentials ? " plan " : " ") + test.name + " D=" + std::to_string(s.shape.dim) + " " +
+         precision_name<T>(precision);
 }
 
 template <class T>
@@ -208,7 +209,7 @@ void compare_matvec(const Problem<T>& p, const Case& test, const Grid<T>& v, con
       std::vector<double> total((size_t)v.columns), size((size_t)v.columns);
       for (int j = 0; j < s.m; ++j) {
         const double r = pair_argument(s, is_radial(test.kernel.profile), i, s.n + j),
-                     k = reference::evaluate(test.kernel, p.length(), r).k;
+                     k = reference::evaluate(test.kernel, p.length(), r).k * s.factor(i, s.n + j);
         for (int64_t e = 0; e < v.columns; ++e) {
           const double part = k * (double)v.at(p.y_offsets[c] + j, e);
           total[e] += part;

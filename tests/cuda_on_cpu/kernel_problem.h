@@ -46,6 +46,7 @@ struct Setup {
   Near near = Near::none;
   Layout layout = Layout::packed;
   bool weighted = true, from_data = false;
+  bool potentials = false;
   double size = 1;  // of all coordinates and the bandwidth
 };
 
@@ -167,7 +168,7 @@ struct Problem {
   Setup setup;
   std::vector<int64_t> x_offsets{0}, y_offsets{0};
   std::vector<reference::Segment> segments;
-  std::vector<T> a, b;
+  std::vector<T> a, b, f, g;
   Cloud x, y;
 
   explicit Problem(const Setup& s, unsigned seed = 7)
@@ -193,6 +194,10 @@ struct Problem {
     if (setup.weighted) {
       c.a = {a.data(), (int64_t)a.size(), 1, 1, dtype_of<T>};
       c.b = {b.data(), (int64_t)b.size(), 1, 1, dtype_of<T>};
+    }
+    if (setup.potentials) {
+      c.f = {f.data(), (int64_t)f.size(), 1, 1, dtype_of<T>};
+      c.g = {g.data(), (int64_t)g.size(), 1, 1, dtype_of<T>};
     }
     return c;
   }
@@ -222,6 +227,9 @@ struct Problem {
       const T weight = setup.weighted ? (T)((0.5 + 0.25 * (own % 5)) / rows) : (T)(1.0 / rows);
       (on_x ? a : b).push_back(weight);
       s.w.push_back(setup.weighted ? (double)weight : 1.0 / rows);
+      const T potential = (T)(0.25 * (own % 7) - (on_x ? 1 : 0.5));
+      (on_x ? f : g).push_back(potential);
+      if (setup.potentials) s.potentials.push_back((double)potential);
     }
     segments.push_back(s);
   }

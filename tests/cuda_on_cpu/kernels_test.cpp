@@ -4,13 +4,14 @@
 //   kernels_test [--quick] [--only TEXT] [--launched FILE] [GROUP...]
 //
 // --quick: each kernel on few shapes. --only: cases with TEXT in their name. --launched: where to add the
-// launched kernels, as offsets from note_launch. Groups: small fused weights hvp matvec rows, all by default.
+// launched kernels, as offsets from note_launch. Groups: small fused weights hvp matvec rows transport, all
+// by default.
 #include <algorithm>
 #include <fstream>
 #include <set>
 #include <stdexcept>
 
-#include "kernel_checks.h"
+#include "transport_checks.h"
 
 using namespace cases;
 
@@ -37,6 +38,7 @@ const Case kLaplacian = make_case("laplacian", Profile::laplacian, {1, 3}, {1, -
 const Case kEnergy = make_case("energy", Profile::energy, {1}, {1, -2, 1});
 const Case kPolynomial = make_case("polynomial", Profile::polynomial, {1}, {1, -2, 1}, 0.2, 3);
 const Case kLinear = make_case("linear", Profile::linear, {1}, {1, -2, 1});
+const Case kPlan = make_case("laplacian-1", Profile::laplacian, {1}, {1, -2, 1});
 const Case kCross = make_case("cross", Profile::inverse_multiquadric, {1, 2}, {0, 1, 0});
 
 std::vector<Case> all_cases() {
@@ -80,6 +82,15 @@ Setup near_setup(const Shape& shape, DType rows = DType::float32, Layout layout 
   s.rows = rows;
   s.layout = layout;
   s.near = near;
+  return s;
+}
+
+Setup plan_setup(const Shape& shape, DType rows = DType::float32, Near near = Near::close) {
+  Setup s;
+  s.shape = shape;
+  s.rows = rows;
+  s.near = near;
+  s.potentials = true;
   return s;
 }
 
@@ -143,6 +154,12 @@ void test_small() {
       test_sums<double>("small", near_setup(few(dim), DType::float64), test, {0, kAll});
     }
   }
+  for (const Case& test : {kGaussian, kPlan})
+    for (const int dim : {1, 15}) {
+      test_sums<float>("small", plan_setup(few(dim)), test, {0, kAll});
+      test_sums<double>("small", plan_setup(split(dim % 8), DType::float64), test, {0, kAll});
+      test_matvec<float>(plan_setup(few(dim)), test, 1, 0);
+    }
   test_poison("small", 3);
   if (quick) return;
   for (const int dim : {1, 4, 15})
@@ -156,6 +173,9 @@ void test_fused() {
     for (const int dim : {16, 33, 100, 200})
       for (const Case& test : {kGaussian, kGaussian5, kLaplacian})
         test_sums<float>("fused", near_setup(few(dim)), test, {0, kAll}, precision);
+    for (const Case& test : {kGaussian, kPlan})
+      test_sums<float>("fused", plan_setup(few(33), DType::float32, Near::copies), test, {0, kAll},
+                       precision);
     test_sums<float>("fused split", near_setup(split(129)), kGaussian, {kX, kY}, precision);
     test_sums<float>("fused alike", near_setup(alike(33)), kGaussian, {kAll}, precision);
     if (quick) continue;
@@ -179,6 +199,10 @@ void test_weights() {
       if (quick) continue;
       test_sums<float>("weights ragged", near_setup(ragged(300)), test, {0, kY | kB}, precision);
     }
+  for (const Case& test : {kGaussian, kPlan}) {
+    test_sums<float>("weights", plan_setup(few(257)), test, {0, kAll});
+    test_sums<double>("weights", plan_setup(few(9), DType::float64), test, {0, kAll});
+  }
   for (const Case& test : {kGaussian, kLaplacian, kLinear})
     for (const int dim : {9, 20}) {
       test_sums<double>("weights", near_setup(few(dim), DType::float64), test, {0, kAll});
@@ -208,6 +232,11 @@ void test_hvps() {
     test_hvp<double>(near_setup(few(dim), DType::float64), kGaussian, {kAll, kY}, moving);
     test_hvp<double>(far_setup(few(dim), DType::float64), kEnergy, {kAll}, kY | kB);
   }
+  for (const Case& test : {kGaussian, kPlan})
+    for (const int dim : {3, 20}) {
+      test_hvp<float>(plan_setup(few(dim), DType::float32, Near::none), test, {kAll}, moving);
+      test_hvp<double>(plan_setup(few(dim), DType::float64, Near::none), test, {kAll}, moving);
+    }
   test_hvp<float>(near_setup(split(20)), kGaussian, {kAll}, moving);
   test_hvp<float>(near_setup(alike(20)), kGaussian, {kAll}, moving);
   if (quick) return;
@@ -234,6 +263,10 @@ void test_matvecs() {
     }
   for (const int columns : {1, 3, 70}) {
     test_matvec<double>(near_setup(few(20), DType::float64), kGaussian, columns, 1);
+    for (const Case& test : {kGaussian, kPlan}) {
+      test_matvec<float>(plan_setup(few(20)), test, columns, 1);
+      test_matvec<double>(plan_setup(few(20), DType::float64), test, columns, 1);
+    }
     test_matvec<float>(near_setup(few(3)), kGaussian, columns, 1);
     test_matvec<float>(near_setup(split(17)), kEnergy, columns, 0);
     if (quick) continue;
@@ -323,12 +356,98 @@ void test_rows() {
   }
 }
 
+TransportCase make_transport(const char* name, int power) {
+  TransportCase test;
+  test.name = name;
+  test.power = power;
+  return test;
+}
+
+// Costs that are kept, and of which there are too many: of the cross term, of that of x with itself.
+Shape kept(int dim) {
+  return {{0, 1, 9, 66, 2}, {3, 1, 5, 17, 0}, dim};
+}
+Shape wide(int dim) {
+  return {{5, 66}, {1030, 1}, dim};
+}
+Shape large(int dim) {
+  return {{260}, {3}, dim};
+}
+
+std::vector<TransportCase> transport_cases(int power) {
+  std::vector<TransportCase> cases(10, make_transport("balanced", power));
+  cases[1].name = "reach";
+  cases[1].reach_x = 1.5;
+  cases[1].reach_y = 2;
+  cases[2].name = "one reach";
+  cases[2].reach_y = 2;
+  cases[3].name = "partial";
+  cases[3].mass = 0.3;
+  cases[4].name = "labels";
+  cases[4].labels = true;
+  cases[5].name = "warm";
+  cases[5].warm = true;
+  cases[5].need = kNeedX;
+  cases[6].name = "few";
+  cases[6].max_iterations = 4;
+  cases[6].diameter = 10;
+  cases[6].need = 0;
+  cases[7].name = "tolerance";
+  cases[7].tolerance = 1e-3;
+  cases[7].blur = 0.5;
+  // Sums leave the range of exponents at once.
+  cases[8].name = "sharp";
+  cases[8].blur = 0.02;
+  cases[8].diameter = 0.03;
+  // So little mass is worth its way that sums of the last plan are out of range as well.
+  cases[9].name = "far";
+  cases[9].reach_x = cases[9].reach_y = 0.3;
+  return cases;
+}
+
+template <class T>
+void test_transports_of(const std::string& group, const Shape& shape, int terms) {
+  for (const int power : {1, 2})
+    for (TransportCase& test : transport_cases(power)) {
+      test.terms = terms;
+      test_transport<T>(group, near_setup(shape, dtype_of<T>), test);
+    }
+}
+
+void test_transports() {
+  for (const int dim : {2, 20}) {
+    test_transports_of<float>("kept", kept(dim), kTermXY | kTermXX | kTermYY);
+    test_transports_of<double>("kept", kept(dim), kTermXY | kTermXX | kTermYY);
+  }
+  test_transports_of<float>("wide", wide(33), kTermXY);
+  test_transports_of<double>("wide", wide(3), kTermXY);
+  for (const int power : {1, 2}) {
+    const TransportCase test = make_transport("balanced", power);
+    test_transport<float>("large", near_setup(large(16)), test);
+    test_transport<float>("large", near_setup(large(2)), test);
+    // Rounded rows are other rows.
+    for (const Precision precision : {Precision::high, Precision::medium})
+      test_transport<float>("kept", far_setup(kept(40)), test, precision,
+                            precision == Precision::high ? 1000 : 8000);
+  }
+  if (quick) return;
+  for (const int dim : {2, 260}) {
+    test_transports_of<float>("large", large(dim), kTermXY | kTermXX | kTermYY);
+    test_transports_of<double>("large", large(dim), kTermXY | kTermXX | kTermYY);
+  }
+  TransportCase test = make_transport("balanced", 2);
+  test_transport<float>("both", near_setup({{300}, {270}, 33}), test);
+  test.labels = true;
+  test_transport<float>("both labels", near_setup({{300}, {270}, 33}), test);
+}
+
 struct Group {
   const char* name;
   void (*test)();
 };
-const Group kGroups[] = {{"small", test_small}, {"fused", test_fused},    {"weights", test_weights},
-                         {"hvp", test_hvps},    {"matvec", test_matvecs}, {"rows", test_rows}};
+const Group kGroups[] = {
+    {"small", test_small},    {"fused", test_fused}, {"weights", test_weights},     {"hvp", test_hvps},
+    {"matvec", test_matvecs}, {"rows", test_rows},   {"transport", test_transports}};
 
 std::set<const void*> launched;
 

@@ -40,30 +40,39 @@ from sass import Kernel, Unreadable
 from throughput import Prediction
 
 CAPABILITIES = (80, 90)
-KERNELS_AT_MOST = 72  # 60 over pairs, which take the time to compile, and 12 over rows
+KERNELS_AT_MOST = 87  # 65 over pairs, which take the time to compile, and 22 over rows
 WARPS_OF_MULTIPROCESSOR = 64
 
 # Most registers a thread, by the first pattern that fits: a little above what they have. A multiprocessor
 # holds two blocks up to 255 of them, three up to 168, four up to 128, six up to 80.
 CEILINGS = {
-    "score<Float64, medium, gaussian>": 232,
+    "score<Float64, medium, gaussian>": 236,
     "score<*, square, gaussian>": 210,
     "score<*, narrow, *>": 168,
-    "score<*, others>": 248,
+    "score<*, others>": 255,
+    "fused<*, 32, others>": 184,
     "fused<*, 32, *>": 168,
     "fused<*, 64, *>": 204,
     "fused<*, 128, *>": 244,
     "fused<*, 256, *>": 255,
     "product<*, square>": 150,
-    "product<Float64, *>": 146,
+    "product<Float64, *>": 150,
     "product<*>": 128,
     "hvp<*>": 255,
     "small<float, gaussian, 4>": 80,
     "small<float, others, 4>": 108,
     "small<float, gaussian, 16>": 168,
-    "small<double, *, 4>": 152,
+    "small<double, *, 4>": 160,
     "small<double, *, 8>": 228,
-    "small<*>": 192,
+    "small<*>": 200,
+    "transport<Float64>": 204,
+    "transport<*>": 184,
+    "kept<float>": 128,
+    "kept<double>": 204,
+    "step<*>": 128,
+    "box<*>": 96,
+    "begin<*>": 72,
+    "end<*>": 144,
     "pack<*>": 184,
     "finish<*>": 156,
     "anchor<*>": 62,
@@ -88,7 +97,7 @@ COUNTED = {
 
 
 def expected_kernels() -> list[str]:
-    """Every instantiation that the launchers have (pairs_launch.cuh, small.cu, rows.cu)."""
+    """Every instantiation that the launchers have (pairs_launch.cuh, small.cu, rows.cu, sinkhorn.cu)."""
     names = []
     for arithmetic in ("Tf32", "Tf32x3", "Bfloat16", "Float64"):
         double = arithmetic == "Float64"
@@ -96,13 +105,15 @@ def expected_kernels() -> list[str]:
         names += [f"score<{arithmetic}, {s}, {p}>" for s in shapes for p in ("gaussian", "others")]
         names += [f"product<{arithmetic}, {s}>" for s in dict.fromkeys([*shapes, "medium"])]
         names.append(f"hvp<{arithmetic}, medium>")
+        names.append(f"transport<{arithmetic}>")
         widths = [] if double else [32, 64, 128, 256]
         names += [f"fused<{arithmetic}, {w}, {p}>" for w in widths for p in ("gaussian", "others")]
     for number, widest in (("float", 16), ("double", 8)):
         names += [f"small<{number}, {p}, {w}>" for p in ("gaussian", "others") for w in (4, widest)]
         rows = ("anchor", "pack", "pack_tangents", "pack_vectors", "segment_sums", "finish")
         names += [f"{kind}<{number}>" for kind in rows]
-    return sorted(names)
+        names += [f"{kind}<{number}>" for kind in ("box", "begin", "kept", "step", "end")]
+    return sorted([*names, "transport<Differences>"])
 
 
 @dataclass(frozen=True)
@@ -149,9 +160,11 @@ def least_counts(name: str) -> dict[str, int]:
     kind = name.partition("<")[0]
     arguments = name.partition("<")[2].rstrip(">").split(", ")
     least: dict[str, int] = {}
-    if kind in ("score", "fused", "product", "hvp") and arguments[0] != "Float64":
+    tensor = kind in ("score", "fused", "product", "hvp", "transport")
+    if tensor and arguments[0] not in ("Float64", "Differences"):
         fused = kind == "fused"
-        tile = throughput.fused_tile(int(arguments[1])) if fused else throughput.SCORE_TILES[arguments[1]]
+        shape = "square" if kind == "transport" else arguments[1]
+        tile = throughput.fused_tile(int(shape)) if fused else throughput.SCORE_TILES[shape]
         products = tile[2] * tile[3] * (3 if arguments[0] == "Tf32x3" else 1)
         ours, other = ("HMMA BF16", "HMMA TF32") if arguments[0] == "Bfloat16" else ("HMMA TF32", "HMMA BF16")
         least |= {ours: products * (2 if fused else 1), other: 0}
@@ -162,11 +175,12 @@ def least_counts(name: str) -> dict[str, int]:
         least["HMMA"] = 0
         if arguments[0] == "Float64":
             least["DFMA"] = 8
-    if kind in ("score", "fused", "product", "hvp", "small"):
+    if kind in ("score", "fused", "product", "hvp", "small", "transport"):
         least["LDGSTS.128"] = 1
     if name == "pack<float>":
         least["LDG.128"] = 1
-    if "gaussian" in arguments and arguments[0] not in ("Float64", "double"):
+    exponential = "gaussian" in arguments or kind in ("transport", "kept")
+    if exponential and arguments[0] not in ("Float64", "double"):
         least["MUFU.EX2"] = 1
     return least
 

@@ -30,7 +30,10 @@ void launch(void (*kernel)(Parameters...), const Launch& l, const Arguments&...)
 #include "pairs_tf32.cu"
 #include "pairs_tf32x3.cu"
 #include "rows.cu"
+#include "sinkhorn.cu"
+#include "sizes.cpp"
 #include "small.cu"
+#include "transport_plan.h"
 
 using namespace decoct;
 using namespace decoct::cuda;
@@ -39,6 +42,8 @@ template <class A>
 void launch_pairs(Profile profile) {
   Problem<typename A::T> problem{};
   problem.kernel.profile = profile;
+  Transport<typename A::T> transport{};
+  PairKernels<A>::transport({problem, transport, 0, 1, false, nullptr});
   for (const Shape shape : {Shape::square, Shape::narrow, Shape::medium}) {
     Round round{};
     round.shape = shape;
@@ -70,6 +75,14 @@ void launch_others() {
   RowKernels<T>::pack_vectors(problem, {}, 1, 1, nullptr);
   RowKernels<T>::sums(problem, 1, nullptr, 1, nullptr);
   RowKernels<T>::finish(problem, {}, 1, nullptr);
+  Transport<T> transport{};
+  if constexpr (sizeof(T) == 4) launch_transport<Differences>({problem, transport, 0, 1, false, nullptr});
+  const TransportKernels<T> kernels{problem, transport, nullptr};
+  kernels.box(1);
+  kernels.begin(1);
+  kernels.kept(1, kMostKeptRows, 1);
+  kernels.step(1, 1);
+  kernels.end(1, 1);
 }
 
 int main() {

@@ -16,6 +16,7 @@ ARITHMETICS = {
     "TensorFloat<decoct::cuda::Triple>": "Tf32x3",
     "Bfloat16": "Bfloat16",
     "Scalar<double>": "Float64",
+    "Differences": "Differences",
 }
 
 
@@ -35,7 +36,7 @@ def short_name(demangled: str) -> str:
         arguments = arguments.replace(f"decoct::cuda::{long}", short)
     arguments = re.sub(r"\(decoct::cuda::Shape\)(\d)", lambda m: SHAPES.get(m[1], m[1]), arguments)
     arguments = arguments.replace(" true", " gaussian").replace(" false", " others")
-    return f"{match[1]}<{arguments}>"
+    return f"{match[1]}<{arguments.strip()}>"
 
 
 @dataclass(frozen=True)

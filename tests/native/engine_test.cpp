@@ -1,122 +1,13 @@
 // The engine without Python, for the sanitizers: values, gradients and Hessian products against naive double
-// sums, and bitwise the same results with 1, 2 and 3 threads. Scratch and outputs start as NaN and have no
-// spare byte.
+// sums, and bitwise the same results with 1, 2 and 3 threads.
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <random>
 #include <stdexcept>
-#include <string>
 
-#include "reference.h"
+#include "problem.h"
 
-using namespace decoct;
+void test_transport();
 
 namespace {
-
-int passed = 0, failed = 0;
-
-void check(bool good, const std::string& what, double error = 0, double allowed = 0) {
-  ++(good ? passed : failed);
-  if (!good) std::printf("FAILED %s: error %.3g, allowed %.3g\n", what.c_str(), error, allowed);
-}
-
-struct Workspace {
-  void* data = nullptr;
-  explicit Workspace(int64_t bytes) {
-    if (posix_memalign(&data, 64, bytes ? bytes : 64)) std::abort();
-    std::memset(data, 0xff, bytes);
-  }
-  ~Workspace() { std::free(data); }
-  Workspace(const Workspace&) = delete;
-};
-
-template <class T>
-constexpr DType dtype_of = sizeof(T) == 8 ? DType::float64 : DType::float32;
-
-template <class T>
-std::vector<T> unwritten(size_t count) {
-  return std::vector<T>(count, (T)NAN);
-}
-
-template <class T>
-Matrix matrix(std::vector<T>& data, int64_t rows, int64_t columns) {
-  return {data.empty() ? nullptr : data.data(), rows, columns, columns, dtype_of<T>};
-}
-
-struct Shape {
-  std::vector<int> x, y;  // rows of each segment
-  int dim;
-};
-
-// Rows and weights of all segments, as the engine takes them (T, or bfloat16 rows) and as the reference does.
-template <class T>
-struct Problem {
-  Shape shape;
-  bool bfloat;
-  std::vector<int64_t> x_offsets{0}, y_offsets{0};
-  std::vector<T> x, y, a, b;
-  std::vector<uint16_t> x_half, y_half;
-  std::vector<reference::Segment> segments;
-  int stride;
-
-  Problem(const Shape& s, bool half, unsigned seed, int padding = 3)
-      : shape(s), bfloat(half), stride(s.dim + padding) {
-    std::mt19937 random(seed);
-    std::normal_distribution<double> normal;
-    for (size_t c = 0; c < s.x.size(); ++c) {
-      reference::Segment segment;
-      segment.n = s.x[c];
-      segment.m = s.y[c];
-      segment.dim = s.dim;
-      for (const bool on_x : {true, false}) {
-        const int rows = on_x ? segment.n : segment.m;
-        std::vector<T>&points = on_x ? x : y, &weights = on_x ? a : b;
-        std::vector<uint16_t>& halves = on_x ? x_half : y_half;
-        for (int i = 0; i < rows; ++i) {
-          for (int d = 0; d < stride; ++d) {
-            const float drawn = (float)(normal(random) + (on_x ? 0 : 0.3));
-            uint32_t bits;
-            std::memcpy(&bits, &drawn, 4);
-            halves.push_back((uint16_t)(bits >> 16));
-            bits &= bfloat ? 0xffff0000u : 0xffffffffu;
-            float kept;
-            std::memcpy(&kept, &bits, 4);
-            // What lies between the rows must not be read as part of them.
-            points.push_back(d < s.dim ? (T)kept : (T)NAN);
-            if (d < s.dim) segment.z.push_back(kept);
-          }
-          weights.push_back((T)((0.5 + 0.25 * (i % 5)) / rows));
-          segment.w.push_back(weights.back());
-        }
-      }
-      segments.push_back(segment);
-      x_offsets.push_back(x_offsets.back() + segment.n);
-      y_offsets.push_back(y_offsets.back() + segment.m);
-    }
-  }
-
-  double length() const { return 0.5 + 0.8 * std::sqrt(shape.dim); }
-  int64_t count() const { return (int64_t)segments.size(); }
-  DType row_type() const { return bfloat ? DType::bfloat16 : dtype_of<T>; }
-
-  Clouds clouds(const Kernel& kernel, double* bandwidth) {
-    const auto rows = [&](void* data, const std::vector<int64_t>& offsets) {
-      return Matrix{data, offsets.back(), shape.dim, stride, row_type()};
-    };
-    Clouds c = reference::clouds_of(rows(bfloat ? (void*)x_half.data() : x.data(), x_offsets),
-                                    rows(bfloat ? (void*)y_half.data() : y.data(), y_offsets), x_offsets,
-                                    y_offsets, kernel, bandwidth);
-    c.a = matrix(a, x_offsets.back(), 1);
-    c.b = matrix(b, y_offsets.back(), 1);
-    return c;
-  }
-
-  Sizes sizes(Op op, int need, int terms, int threads) {
-    return sizes_of(op, clouds(Kernel{}, nullptr), 1, need, terms, threads);
-  }
-};
 
 template <class T>
 struct Outputs {
@@ -141,23 +32,11 @@ struct Outputs {
   }
 };
 
-// Lays a call out, runs it and hands it scratch that is not one byte larger than asked for.
-template <class Call>
-void execute(const Sizes& sizes, const Call& call) {
-  const Plan layout = plan(sizes);
-  Workspace workspace(layout.workspace_bytes);
-  Execution e;
-  e.schedule = layout.schedule.data();
-  e.workspace = workspace.data;
-  e.workspace_bytes = layout.workspace_bytes;
-  e.threads = sizes.threads;
-  call(e);
-}
-
 struct Case {
   std::string name;
   Kernel kernel;
   double c[3];
+  bool plan = false;  // with potentials
 };
 
 int terms_of(const double* c) {
@@ -209,19 +88,6 @@ Outputs<T> run_hvp(Problem<T>& p, const Case& test, int need, int threads, std::
   return out;
 }
 
-// Largest difference of rows [first, first + rows) of ours and rows [begin, ...) of theirs; NaN counts as
-// infinite.
-template <class T>
-double difference(const std::vector<T>& ours, const std::vector<double>& theirs, int64_t first, int64_t begin,
-                  int64_t rows, int64_t columns) {
-  double worst = 0;
-  for (int64_t e = 0; e < rows * columns; ++e) {
-    const double error = std::fabs((double)ours[first * columns + e] - theirs[begin * columns + e]);
-    worst = error <= worst ? worst : std::isnan(error) ? INFINITY : error;
-  }
-  return worst;
-}
-
 template <class T>
 void compare(const Problem<T>& p, const Outputs<T>& ours, const std::vector<reference::Sums>& exact, int need,
              const std::string& name, double unit, bool with_value) {
@@ -250,7 +116,7 @@ void compare(const Problem<T>& p, const Outputs<T>& ours, const std::vector<refe
 
 template <class T>
 void test_sums(const Shape& shape, const Case& test, bool bfloat, bool from_data, const std::string& name) {
-  Problem<T> p(shape, bfloat, 7);
+  Problem<T> p(shape, bfloat, 7, test.plan);
   std::vector<reference::Sums> exact;
   for (const auto& s : p.segments)
     exact.push_back(reference::sums(
@@ -266,7 +132,7 @@ void test_sums(const Shape& shape, const Case& test, bool bfloat, bool from_data
 
 template <class T>
 void test_hvp(const Shape& shape, const Case& test, const std::string& name) {
-  Problem<T> p(shape, false, 11);
+  Problem<T> p(shape, false, 11, test.plan);
   std::mt19937 random(5);
   std::normal_distribution<double> normal;
   std::vector<T> tangents[4];
@@ -303,7 +169,7 @@ void test_hvp(const Shape& shape, const Case& test, const std::string& name) {
 
 template <class T>
 void test_matvec(const Shape& shape, const Case& test, int columns, const std::string& name) {
-  Problem<T> p(shape, false, 13);
+  Problem<T> p(shape, false, 13, test.plan);
   std::mt19937 random(6);
   std::normal_distribution<double> normal;
   std::vector<T> v, first;
@@ -328,8 +194,8 @@ void test_matvec(const Shape& shape, const Case& test, int columns, const std::s
         double total = 0, size = 0;
         for (int j = 0; j < s.m; ++j) {
           const double r = pair_argument(s, is_radial(test.kernel.profile), i, s.n + j);
-          const double part =
-              reference::evaluate(test.kernel, p.length(), r).k * v[(p.y_offsets[c] + j) * columns + e];
+          const double part = reference::evaluate(test.kernel, p.length(), r).k * s.factor(i, s.n + j) *
+                              v[(p.y_offsets[c] + j) * columns + e];
           total += part;
           size += std::fabs(part);
         }
@@ -426,6 +292,8 @@ int main(int count, char** names) {
       {"gaussian", kernel(Profile::gaussian), {1, -2, 1}},
       {"gaussian-5", kernel(Profile::gaussian, {0.25, 0.5, 1, 2, 4}), {0, -2, 1}},
       {"laplacian", kernel(Profile::laplacian), {1, -2, 1}},
+      {"gaussian-plan", kernel(Profile::gaussian), {1, -2, 1}, true},
+      {"laplacian-plan", kernel(Profile::laplacian), {0, -2, 1}, true},
       {"laplacian-2", kernel(Profile::laplacian, {1, 3}), {0, 1, 0}},
       {"energy", kernel(Profile::energy), {1, -2, 1}},
       {"inverse-multiquadric", kernel(Profile::inverse_multiquadric, {1, 2}), {1, -2, 1}},
@@ -460,6 +328,7 @@ int main(int count, char** names) {
     test_poison(test);
   }
   test_segment_sums();
+  test_transport();
   test_refusals();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed ? 1 : 0;

@@ -69,6 +69,11 @@ inline Value evaluate(const Kernel& kernel, double bandwidth, double s) {
 struct Segment {
   int n = 0, m = 0, dim = 0;
   std::vector<double> z, w;
+  std::vector<double> potentials;  // k_ij becomes exp(f_i + f_j) k_ij; empty: none
+
+  double factor(int i, int j) const {
+    return potentials.empty() ? 1 : std::exp(potentials[i] + potentials[j]);
+  }
 };
 
 struct Sums {
@@ -102,7 +107,9 @@ inline Sums sums(const Segment& s, const Kernel& kernel, double bandwidth, const
       const bool cross = (i < s.n) != (j < s.n);
       const double c = cross ? 0.5 * coefficients[1] : coefficients[i < s.n ? 0 : 2];
       if (c == 0) continue;
-      const Value v = evaluate(kernel, bandwidth, pair_argument(s, radial, i, j));
+      Value v = evaluate(kernel, bandwidth, pair_argument(s, radial, i, j));
+      v.k *= s.factor(i, j);
+      v.slope *= s.factor(i, j);
       out.value += c * s.w[i] * s.w[j] * v.k;
       out.magnitude += std::fabs(c * s.w[i] * s.w[j] * v.k);
       out.grad_weight[i] += 2 * c * s.w[j] * v.k;

@@ -34,7 +34,9 @@ for isa in "${!machine[@]}"; do
   compile "engine_$isa" "$root/csrc/cpu/engine.cpp" -DDECOCT_ISA="$isa" ${machine[$isa]} -ffp-contract=fast
 done
 # The naive sums are most of the time and nothing of the engine: without checks, and faster.
-compile engine_test "$root/tests/native/engine_test.cpp" -O2 -fno-sanitize=all
+for test in engine_test transport_test; do
+  compile "$test" "$root/tests/native/$test.cpp" -O2 -fno-sanitize=all
+done
 for source in "$root"/csrc/cpu/*.cpp "$root"/csrc/*.cpp; do
   case $source in */engine.cpp | */bindings.cpp) continue ;; esac
   compile "$(basename "$source" .cpp)" "$source"

@@ -1,0 +1,354 @@
+// Entropic optimal transport by Sinkhorn's iteration, for every segment:
+//   OT = min_P <P, C> + eps KL(P | a b^T) + rho KL(P 1 | a) + rho' KL(P^T 1 | b),   C = |x - y|^2 / 2 or |x -
+//   y|
+//
+// Operations: 2 D a pair and pass for the scores unless they are kept, some 14 and one exponential for the
+// sums (transport.inl); a symmetric term does half its pairs. The derivative by the points takes 2 D more,
+// once. Bytes: O(N + M) beside the rows and what is kept.
+//
+// Iteration, as GeomLoss's: both potentials start at eps = diameter^p, eps falls by scaling^p to blur^p, half
+// of the old potentials is kept, and the last step is taken whole. Partial transport of a mass m has f, g <=
+// 0 and a multiplier h of that mass, P_ij = a_i b_j exp((f_i + g_j + h - C_ij) / eps).
+#pragma once
+#include "transport.inl"
+
+namespace decoct {
+namespace DECOCT_ISA {
+
+// A segment's rows and what the steps of one term at a time make of their potentials.
+template <class T>
+struct TransportSegment {
+  Segment<T> s;
+  double *potential[2], *next[2], *bands[2], *weight[2], *log_weight[2];  // of x, of y
+  T* bias[2];
+  T *least, *most;  // corners of the box around the rows
+  double* sums;     // of the columns
+  T* kept;
+};
+
+// Scores that are few enough to stay in a cache are kept whatever the budget.
+constexpr int64_t kCachedBytes = 4 << 20;
+
+// Row stride of kept scores, whichever side the rows are.
+template <class T>
+int64_t score_stride(int64_t n, int64_t m) {
+  const int64_t most = n > m ? n : m;
+  return padded_stride<T>(most < kSmallDim ? kSmallDim : most);
+}
+
+template <class T>
+static void transport_layout(TransportSegment<T>& p, Arena& arena, const Sizes& sizes, int64_t c) {
+  SegmentRule rule{};
+  rule.n = sizes.x_offsets[c + 1] - sizes.x_offsets[c];
+  rule.m = sizes.y_offsets[c + 1] - sizes.y_offsets[c];
+  rule.splits = 1;
+  rule.rows_are_x = rule.x_is_columns = rule.y_is_columns = true;
+  segment_layout(p.s, arena, sizes, rule);
+  const int64_t most = rule.n > rule.m ? rule.n : rule.m,
+                kept = most * score_stride<T>(rule.n, rule.m) * (int64_t)sizeof(T);
+  for (int side = 0; side < 2; ++side) {
+    const Cloud<T>& cloud = side ? p.s.y : p.s.x;
+    p.potential[side] = arena.take<double>(cloud.rows);
+    p.next[side] = arena.take<double>(cloud.rows);
+    p.weight[side] = arena.take<double>(cloud.rows);
+    p.log_weight[side] = arena.take<double>(cloud.rows);
+    p.bands[side] = arena.take<double>(bands_of(most) * cloud.rows);
+    p.bias[side] = arena.take<T>(sizes.columns * round_up(cloud.rows, kTileColumns<T>));
+  }
+  p.least = arena.take<T>(sizes.dim);
+  p.most = arena.take<T>(sizes.dim);
+  p.sums = arena.take<double>(sizes.dim);
+  const bool keep = sizes.dim >= kSmallDim && (kept <= kCachedBytes || kept <= sizes.cost_budget);
+  p.kept = keep ? arena.take<T>(kept / sizeof(T)) : nullptr;
+}
+
+// The larger one; NaN where either is.
+inline double larger(double p, double q) {
+  return p > q || p != p ? p : q;
+}
+
+// |most - least| over the coordinates of all rows: no two are further apart.
+template <class T>
+static double box_diameter(const TransportSegment<T>& p) {
+  const Segment<T>& s = p.s;
+  T *least = p.least, *most = p.most;
+  for (int64_t d = 0; d < s.x.dim; ++d) least[d] = most[d] = s.x.points[d];
+  for (const Cloud<T>* cloud : {&s.x, &s.y})
+    for (int64_t i = 0; i < cloud->rows; ++i) {
+      const T* point = cloud->points + i * cloud->stride;
+      for (int64_t d = 0; d < cloud->dim; ++d) {
+        least[d] = point[d] < least[d] ? point[d] : least[d];
+        most[d] = point[d] > most[d] ? point[d] : most[d];
+      }
+    }
+  const double square = sum_over<double>(s.x.dim, [=](int64_t d) {
+    const double side = (double)most[d] - (double)least[d];
+    return side * side;
+  });
+  return s.spread * __builtin_sqrt(square);
+}
+
+// One term of a segment, from its potentials to its share of the results.
+template <class T>
+struct TransportTerm {
+  const SinkhornArguments& a;
+  TransportSegment<T>& p;
+  int64_t segment;
+  int kind;
+  bool rows_are_x;
+  Transport<T> t;
+
+  double to_power(double length) const { return t.squared() ? length * length : length; }
+  const Matrix& potentials(bool x) const {
+    return kind == kTermXY ? (x ? a.f : a.g) : (x ? a.f_self : a.g_self);
+  }
+  int64_t first(bool x) const { return (x ? a.clouds.x_offsets : a.clouds.y_offsets)[segment]; }
+  // Calls use(side of t, whether it is x) for the sides of this term.
+  template <class Use>
+  void for_sides(Use use) const {
+    use(t.rows, rows_are_x);
+    if (!t.symmetric) use(t.cols, !rows_are_x);
+  }
+  void start() {
+    for_sides([&](const TransportSide<T>& side, bool x) {
+      const T* from = (const T*)potentials(x).data + first(x);
+      for (int64_t i = 0; i < side.cloud->rows; ++i) side.potential[i] = a.warm ? (double)from[i] : 0.0;
+    });
+  }
+
+  // Returns by what share a marginal is missed, or the mass of partial transport.
+  double step(bool whole) {
+    double missed = t.step(t.rows, t.cols, whole);
+    if (!t.symmetric) missed = larger(missed, t.step(t.cols, t.rows, whole));
+    if (a.mass > 0) {
+      const Cloud<T>& cloud = *t.rows.cloud;
+      double plan = 0;
+      for (int64_t i = 0; i < cloud.rows; ++i) plan += cloud.ksum[i];
+      t.shift += (whole ? 1.0 : 0.5) * t.eps * __builtin_log(a.mass / plan);
+      missed = larger(missed, __builtin_fabs(plan / a.mass - 1));
+    }
+    return missed;
+  }
+  void swap() {
+    std::swap(t.rows.potential, t.rows.next);
+    if (t.symmetric)
+      t.cols.potential = t.rows.potential;
+    else
+      std::swap(t.cols.potential, t.cols.next);
+  }
+
+  void solve(double first_eps) {
+    const double last = to_power(a.blur), factor = to_power(a.scaling);
+    t.keep_scores(a.need & (rows_are_x ? kNeedX : kNeedY));
+    start();
+    int64_t iterations = 0;
+    double missed = 0;
+    const auto iterate = [&](double eps, bool whole) {
+      t.set_eps(eps);
+      t.sum();
+      missed = step(whole);
+      swap();
+      ++iterations;
+    };
+    if (!a.warm) {
+      iterate(first_eps, true);
+      iterate(first_eps, false);
+      for (double eps = first_eps; eps > last && iterations < a.max_iterations; eps *= factor)
+        iterate(eps, false);
+    }
+    iterate(last, false);
+    while (a.tolerance > 0 && missed > a.tolerance && iterations < a.max_iterations) iterate(last, false);
+    t.set_eps(last);
+    t.sum();
+    missed = step(true);
+    ++iterations;
+    finish();
+    a.error[segment] = larger(missed, a.error[segment]);
+    a.iterations[segment] = iterations > a.iterations[segment] ? iterations : a.iterations[segment];
+  }
+
+  // After the last step: `potential` is the argument of that step, `next` its result.
+  void finish() {
+    const double sign = kind == kTermXY ? 1 : -1;
+    double value = a.mass > 0 ? a.mass * t.shift : 0;
+    for_sides([&](const TransportSide<T>& side, bool x) {
+      T* out = (T*)potentials(x).data + first(x);
+      for (int64_t i = 0; i < side.cloud->rows; ++i) {
+        const double f = side.next[i], weight = (double)side.cloud->weights[i];
+        out[i] = (T)(x ? f + t.shift : f);
+        if (weight == 0) continue;
+        value += weight * (side.reach == __builtin_inf()
+                               ? f
+                               : -(side.reach + t.eps / 2) * __builtin_expm1(-f / side.reach));
+      }
+    });
+    a.value[segment] += sign * value;
+    const auto differentiate = [&](const Transport<T>& turned, bool x) {
+      if (!(a.need & (x ? kNeedX : kNeedY))) return;
+      Transport<T> side = turned;
+      side.rows.potential = side.rows.next;
+      side.differentiate();
+      add_derivative(side.rows, x, sign);
+    };
+    differentiate(t, rows_are_x);
+    if (t.symmetric) return;
+    Transport<T> turned = t;
+    std::swap(turned.rows, turned.cols);
+    turned.kept = nullptr;
+    differentiate(turned, !rows_are_x);
+  }
+
+  void add_derivative(const TransportSide<T>& side, bool x, double sign) const {
+    const Cloud<T>& cloud = *side.cloud;
+    const Matrix& grad = x ? a.grad_x : a.grad_y;
+    const double unit = sign * (t.squared() ? p.s.spread : 1.0);
+    const bool balanced = side.reach == __builtin_inf() && a.mass == 0;
+    for (int64_t i = 0; i < cloud.rows; ++i) {
+      // The row's mass is known; rounding in the exponents cancels.
+      const T scale = (T)(balanced ? unit / cloud.ksum[i] : unit), w = (T)cloud.wsum[i];
+      T* to = (T*)grad.data + (first(x) + i) * grad.stride;
+      const T *point = cloud.points + i * cloud.stride, *sum = cloud.grad + i * cloud.stride;
+      for (int64_t d = 0; d < cloud.dim; ++d) to[d] += scale * (w * point[d] - sum[d]);
+    }
+  }
+};
+
+template <class T>
+struct SinkhornRun {
+  const SinkhornArguments& a;
+  Sizes sizes;
+  Execution e;
+  char* memory;
+  int64_t tile_bytes, segment_bytes;
+  int teams;
+
+  void solve(int64_t c, int worker, int threads) const {
+    Arena arena{memory + worker * segment_bytes};
+    TransportSegment<T> p{};
+    transport_layout(p, arena, sizes, c);
+    Segment<T>& s = p.s;
+    if (s.n == 0 || s.m == 0) return;
+    attach(s, a.clouds, c);
+    anchor_at_mean(s, a.clouds.kernel, p.sums);
+    double norms = pack_chunk(s.x, 0, s.n, s.centre, s.spread);
+    norms += pack_chunk(s.y, 0, s.m, s.centre, s.spread);
+    set_weights(p);
+    const bool finite = norms < __builtin_inf();
+    const double eps = first_eps(p);
+    for (const int kind : {kTermXY, kTermXX, kTermYY})
+      if (sizes.terms & kind) term(p, c, kind, finite, worker, threads).solve(eps);
+  }
+
+  // Where annealing begins: no cost is much larger.
+  double first_eps(const TransportSegment<T>& p) const {
+    const auto to_power = [this](double length) {
+      return a.clouds.kernel.profile == Profile::gaussian ? length * length : length;
+    };
+    if (a.diameter > 0) return to_power(a.diameter);
+    double most = 0;
+    for (int64_t l = 0; l < a.label_cost.rows; ++l)
+      for (int64_t k = 0; k < a.label_cost.columns; ++k)
+        most = larger(__builtin_fabs(((const double*)a.label_cost.data)[l * a.label_cost.stride + k]), most);
+    const double eps = to_power(box_diameter(p)) + most;
+    return eps == 0 ? to_power(a.blur) : eps;  // where all rows are one
+  }
+
+  static void set_weights(const TransportSegment<T>& p) {
+    for (int side = 0; side < 2; ++side) {
+      const Cloud<T>& cloud = side ? p.s.y : p.s.x;
+      for (int64_t i = 0; i < round_up(cloud.rows, width<double>); ++i) {
+        const double weight = i < cloud.rows ? (double)cloud.weights[i] : 0.0;
+        p.weight[side][i] = weight;
+        p.log_weight[side][i] = weight > 0    ? __builtin_log2(weight)
+                                : weight == 0 ? (double)kNothing<T>
+                                              : __builtin_nan("");
+      }
+    }
+  }
+
+  TransportTerm<T> term(TransportSegment<T>& p, int64_t c, int kind, bool finite, int worker,
+                        int threads) const {
+    const bool squared = a.clouds.kernel.profile == Profile::gaussian;
+    const auto side = [&](bool x) {
+      const double reach = x ? a.reach_x : a.reach_y;
+      const Matrix& labels = x ? a.x_labels : a.y_labels;
+      const int64_t first = (x ? a.clouds.x_offsets : a.clouds.y_offsets)[c];
+      return TransportSide<T>{x ? &p.s.x : &p.s.y,
+                              p.potential[!x],
+                              p.next[!x],
+                              p.bias[!x],
+                              p.bands[!x],
+                              p.weight[!x],
+                              p.log_weight[!x],
+                              labels.data ? (const int64_t*)labels.data + first : nullptr,
+                              squared ? reach * reach : reach};
+    };
+    const bool symmetric = kind != kTermXY;
+    // The side that wants a derivative has the rows: its scores serve once more.
+    const bool rows_are_x = symmetric ? kind == kTermXX : (a.need & kNeedX) || !(a.need & kNeedY);
+    Transport<T> t{a,
+                   p.s,
+                   side(rows_are_x),
+                   side(symmetric ? rows_are_x : !rows_are_x),
+                   symmetric,
+                   finite,
+                   p.kept,
+                   score_stride<T>(p.s.n, p.s.m),
+                   memory + teams * segment_bytes + worker * tile_bytes,
+                   tile_bytes,
+                   threads};
+    return {a, p, c, kind, rows_are_x, t};
+  }
+};
+
+template <class T>
+static int64_t tile_bytes() {
+  Arena arena{nullptr};
+  tile_layout<T>(arena);
+  return arena.used;
+}
+
+// Few segments: each by all threads, one after another; many: each by one thread.
+inline int transport_teams(const Sizes& sizes) {
+  return sizes.segments < 4 * sizes.threads ? 1 : sizes.threads;
+}
+
+// Of the segment that takes the most; each team has as much.
+template <class T>
+static int64_t transport_bytes(const Sizes& sizes) {
+  int64_t most = 0;
+  for (int64_t c = 0; c < sizes.segments; ++c) {
+    Arena arena{nullptr};
+    TransportSegment<T> counted{};
+    transport_layout(counted, arena, sizes, c);
+    if (arena.used > most) most = arena.used;
+  }
+  return most;
+}
+
+template <class T>
+static int64_t sinkhorn_bytes(const Sizes& sizes) {
+  return transport_teams(sizes) * transport_bytes<T>(sizes) + sizes.threads * tile_bytes<T>();
+}
+
+template <class T>
+static void run_sinkhorn(const SinkhornArguments& a, const Sizes& sizes, const Execution& e) {
+  const int teams = transport_teams(sizes);
+  const SinkhornRun<T> run{a,    sizes, e, (char*)e.workspace, tile_bytes<T>(), transport_bytes<T>(sizes),
+                           teams};
+  for (int64_t c = 0; c < sizes.segments; ++c) {
+    a.value[c] = a.error[c] = 0;
+    a.iterations[c] = 0;
+    clear_rows<T>(a.grad_x, a.clouds.x_offsets, c);
+    clear_rows<T>(a.grad_y, a.clouds.y_offsets, c);
+  }
+  if (teams == 1)
+    for (int64_t c = 0; c < sizes.segments; ++c) run.solve(c, 0, e.threads);
+  else
+    cpu::parallel_for(sizes.segments, e.threads, (void*)&run, [](void* context, int64_t c, int worker) {
+      ((const SinkhornRun<T>*)context)->solve(c, worker, 1);
+    });
+}
+
+}  // namespace DECOCT_ISA
+}  // namespace decoct

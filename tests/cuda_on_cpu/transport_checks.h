@@ -1,0 +1,141 @@
+// Transport for kernels_test.
+#pragma once
+#include "../native/transport_reference.h"
+#include "kernel_checks.h"
+
+namespace cases {
+
+using reference::kLabelCosts;
+using reference::kLabels;
+using reference::TransportCase;
+using reference::TransportReference;
+
+template <class T>
+struct TransportResults {
+  std::vector<double> value, error;
+  std::vector<int64_t> iterations;
+  Grid<T> f, g, f_self, g_self, x, y;
+
+  TransportResults(const Problem<T>& p, const TransportCase& test)
+      : value(p.segments.size(), NAN), error(p.segments.size(), NAN), iterations(p.segments.size(), -1) {
+    const int64_t n = p.x_offsets.back(), m = p.y_offsets.back(), dim = p.setup.shape.dim;
+    const int64_t spare = p.setup.layout == Layout::packed ? 0 : 3;
+    f = Grid<T>(n, 1);
+    g = Grid<T>(m, 1);
+    if (test.terms & kTermXX) f_self = Grid<T>(n, 1);
+    if (test.terms & kTermYY) g_self = Grid<T>(m, 1);
+    if (test.need & kNeedX) x = Grid<T>(n, dim, spare);
+    if (test.need & kNeedY) y = Grid<T>(m, dim, spare);
+    // Those of segments without rows on the other side are not written.
+    for (Grid<T>* all : {&f, &g, &f_self, &g_self})
+      for (size_t e = 0; e < all->data.size(); ++e) all->data[e] = test.warm ? first_potential((int)e) : T(0);
+  }
+  static T first_potential(int row) { return (T)(0.125 * (row % 5)); }
+  bool same_bits(const TransportResults& o) const {
+    const auto same = [](const auto& p, const auto& q) {
+      return p.empty() || !std::memcmp(p.data(), q.data(), p.size() * sizeof p[0]);
+    };
+    return same(value, o.value) && same(error, o.error) && same(iterations, o.iterations) &&
+           f.same_bits(o.f) && g.same_bits(o.g) && f_self.same_bits(o.f_self) && g_self.same_bits(o.g_self) &&
+           x.same_bits(o.x) && y.same_bits(o.y);
+  }
+};
+
+template <class T>
+TransportResults<T> run_transport(Problem<T>& p, const TransportCase& test, Precision precision) {
+  TransportResults<T> out(p, test);
+  std::vector<int64_t> labels[2];
+  for (const bool on_x : {true, false}) {
+    const std::vector<int64_t>& offsets = on_x ? p.x_offsets : p.y_offsets;
+    for (size_t c = 0; c < p.segments.size(); ++c)
+      for (int64_t i = 0; i < offsets[c + 1] - offsets[c]; ++i)
+        labels[!on_x].push_back(TransportReference::label(on_x ? 0 : 2, (int)i));
+  }
+  std::vector<double> costs(kLabelCosts, kLabelCosts + kLabels * kLabels);
+  SinkhornArguments a{};
+  Kernel kernel;
+  kernel.profile = test.power == 2 ? Profile::gaussian : Profile::laplacian;
+  a.clouds = p.clouds(kernel, nullptr);
+  if (test.labels) {
+    a.x_labels = {labels[0].data(), (int64_t)labels[0].size(), 1, 1, DType::int64};
+    a.y_labels = {labels[1].data(), (int64_t)labels[1].size(), 1, 1, DType::int64};
+    a.label_cost = {costs.data(), kLabels, kLabels, kLabels, DType::float64};
+  }
+  a.blur = test.blur;
+  a.scaling = test.scaling;
+  a.diameter = test.diameter;
+  a.reach_x = test.reach_x;
+  a.reach_y = test.reach_y;
+  a.mass = test.mass;
+  a.tolerance = test.tolerance;
+  a.max_iterations = test.max_iterations;
+  a.warm = test.warm;
+  a.need = test.need;
+  a.terms = test.terms;
+  a.value = out.value.data();
+  a.error = out.error.data();
+  a.iterations = out.iterations.data();
+  a.f = out.f.matrix();
+  a.g = out.g.matrix();
+  a.f_self = out.f_self.matrix();
+  a.g_self = out.g_self.matrix();
+  a.grad_x = out.x.matrix();
+  a.grad_y = out.y.matrix();
+  Sizes sizes = p.sizes(Op::sinkhorn, test.need, test.terms);
+  sizes.columns = test.labels ? kLabels : 1;
+  execute(sizes, precision, [&](const Execution& e) { sinkhorn(a, e); });
+  return out;
+}
+
+template <class T>
+void test_transport(const std::string& group, const Setup& setup, const TransportCase& test,
+                    Precision precision = Precision::highest, double slack = 1) {
+  const std::string name = "transport " + group + (group.empty() ? "" : " ") + test.name +
+                           " p=" + std::to_string(test.power) + " D=" + std::to_string(setup.shape.dim) +
+                           " " + precision_name<T>(precision);
+  if (!selected(name)) return;
+  Problem<T> p(setup);
+  const TransportResults<T> ours = in_all_orders(name, [&] { return run_transport(p, test, precision); });
+  Bound values, potentials, gradients, errors;
+  bool counted = true;
+  for (size_t c = 0; c < p.segments.size(); ++c) {
+    const reference::Segment& s = p.segments[c];
+    const int64_t i0 = p.x_offsets[c], j0 = p.y_offsets[c];
+    const auto start = [&](bool on_x) {
+      std::vector<double> first((size_t)(on_x ? s.n : s.m));
+      for (size_t i = 0; i < first.size() && test.warm; ++i)
+        first[i] = (double)TransportResults<T>::first_potential((int)(i + (on_x ? i0 : j0)));
+      return first;
+    };
+    const reference::TransportSolution exact = reference::solve_transport(test, s, start);
+    const double size = exact.most_cost, allowed = slack * (sizeof(T) == 8 ? 1e-13 : 4e-6) * size;
+    for (const auto& [found, wanted, first] :
+         {std::tuple{&ours.f, &exact.f, i0}, std::tuple{&ours.g, &exact.g, j0},
+          std::tuple{&ours.f_self, &exact.f_self, i0}, std::tuple{&ours.g_self, &exact.g_self, j0}})
+      if (!wanted->empty())
+        potentials.add(difference(*found, *wanted, first, 0, (int64_t)wanted->size()), allowed);
+    double most = 0;
+    for (const double e : exact.grad) most = std::fmax(most, std::fabs(e));
+    const double least = 1.0 / std::fmax(1, std::fmax(s.n, s.m));
+    // Exponents are rounded, by so much of the largest.
+    const double rounding = (sizeof(T) == 8 ? 1e-16 : 1e-7) * size / test.power_of(test.blur);
+    const double unit =
+        slack * ((sizeof(T) == 8 ? 1e-11 : 1e-5) + rounding) * (most + least * std::sqrt(size));
+    if (test.need & kNeedX) gradients.add(difference(ours.x, exact.grad, i0, 0, s.n), unit);
+    if (test.need & kNeedY) gradients.add(difference(ours.y, exact.grad, j0, s.n, s.m), unit);
+    values.add(std::fabs(ours.value[c] - exact.value),
+               slack * (sizeof(T) == 8 ? 1e-13 : 4e-6) * size * (1 + std::fabs(exact.value)));
+    errors.add(std::fabs(ours.error[c] - exact.error),
+               slack * ((sizeof(T) == 8 ? 1e-11 : 2e-6) + 10 * rounding) * (1 + exact.error));
+    counted &= ours.iterations[c] == exact.iterations;
+  }
+  const std::string kind = precision_name<T>(precision) + " transport ";
+  values.report(name + " value", kind + "value");
+  potentials.report(name + " potentials", kind + "potentials");
+  if (test.need) gradients.report(name + " rows", kind + "rows");
+  errors.report(name + " error", kind + "error");
+  check(counted, name + " iterations");
+  check(ours.x.spare_untouched() && ours.y.spare_untouched(), name + " writes between rows");
+}
+
+}  // namespace cases
