@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import decoct
-import samples
+import table
 from cuda_on_cpu import build
 
 settings.register_profile(
@@ -47,7 +47,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "cuda":
         if "cuda" not in decoct.ops.backends or not torch.cuda.is_available():
             pytest.fail("--backend cuda: no CUDA device, or a build without CUDA kernels")
-        monkeypatch.setattr(samples, "DEVICE", "cuda")
+        monkeypatch.setattr(table, "DEVICE", "cuda")
     return str(request.param)
 
 

@@ -10,18 +10,31 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from comparison import assert_as_good_as_torch, compare, evaluate
-from samples import CASES, DTYPES, KERNELS, OPS, RADIAL, Op, Sample, rows, weights
+from samples import CASES, DTYPES, OPS, Op, Sample, rows, weights
 
 pytestmark = pytest.mark.usefixtures("backend")
 EVERY_CASE = pytest.mark.parametrize(("op", "sample"), CASES)
 EVERY_OP = pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
-EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS)
+VARIANTS = [(op, variant) for op in OPS.values() for variant in op.variants]
+INVARIANT = [(op, variant) for op in OPS.values() for variant in op.invariant]
+
+
+def every(pairs: list[tuple[Op, str]]) -> pytest.MarkDecorator:
+    """An op and one of its variants."""
+    return pytest.mark.parametrize(("op", "variant"), pairs, ids=[f"{op.name}-{name}" for op, name in pairs])
+
+
+EVERY_VARIANT = every(VARIANTS)
+EVERY_INVARIANT = every(INVARIANT)
 
 
 def tensors_for(op: Op, x: torch.Tensor, y: torch.Tensor, seed: int = 3) -> dict[str, torch.Tensor]:
-    """The tensors of a call on these rows: weights for ops that take them, a vector for kernel_matvec."""
+    """The tensors of a call on these rows: weights for ops that take them, else vectors and potentials."""
+    vector = {"x": x, "y": y, "v": rows(y.shape[0], seed=seed)}
     if op.name == "kernel_matvec":
-        return {"x": x, "y": y, "v": rows(y.shape[0], seed=seed)}
+        return vector
+    if op.name == "apply_plan":
+        return {**vector, "f": rows(x.shape[0], seed=seed + 1), "g": rows(y.shape[0], seed=seed + 2)}
     return {"x": x, "y": y, "a": weights(x.shape[0], seed=seed), "b": weights(y.shape[0], seed=seed)}
 
 
@@ -37,15 +50,14 @@ def test_second_derivatives(op: str, sample: str, dtype: torch.dtype) -> None:
     compare(OPS[op], OPS[op].sample(sample), dtype, second=True)
 
 
-@EVERY_OP
-@EVERY_KERNEL
-def test_derivatives_against_differences(op: Op, kernel: str) -> None:
+@EVERY_VARIANT
+def test_derivatives_against_differences(op: Op, variant: str) -> None:
     """The independent check: finite differences of values, then of gradients."""
     tensors = tensors_for(op, rows(5, 3), rows(4, 3, seed=1))
     inputs = [tensor.clone().requires_grad_() for tensor in tensors.values()]
 
     def call(*parts: torch.Tensor) -> torch.Tensor:
-        return op.function(**dict(zip(tensors, parts, strict=True)), kernel=KERNELS[kernel], bandwidth=1.7)
+        return op.function(**dict(zip(tensors, parts, strict=True)), **op.options(1.7, variant))
 
     assert gradcheck(call, inputs, fast_mode=True)
     assert gradgradcheck(call, inputs, fast_mode=True)
@@ -67,7 +79,7 @@ def test_only_the_wanted_gradients(op: str, sample: str) -> None:
 
 @EVERY_OP
 def test_third_derivatives_raise(op: Op) -> None:
-    sample = Sample("", tensors_for(op, rows(5, 3), rows(4, 3, seed=1)), {"bandwidth": 2.0})
+    sample = Sample("", tensors_for(op, rows(5, 3), rows(4, 3, seed=1)), op.options(2.0))
     arguments = sample.cast(torch.float64, requires_grad=True)
     gradient = op.function(**arguments).sum()
     for _ in range(2):
@@ -78,15 +90,16 @@ def test_third_derivatives_raise(op: Op) -> None:
 
 @EVERY_OP
 def test_refusals(op: Op) -> None:
+    function = op.checked or op.function
     for kind, message, arguments in op.errors():
         with pytest.raises(kind, match=f"^{re.escape(message)}$"):
-            op.function(**arguments)
+            function(**arguments)
 
 
 @EVERY_OP
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled(op: Op, dynamic: bool) -> None:
-    for name in ("gaussian-5", "polynomial", "linear", "ragged", "batched"):
+    for name in op.compiled:
         sample = op.sample(name)
         names = list(sample.tensors)
         torch._dynamo.reset()
@@ -104,7 +117,7 @@ def test_compiled(op: Op, dynamic: bool) -> None:
 
 @EVERY_OP
 def test_autocast_changes_nothing(op: Op) -> None:
-    sample = op.sample("gaussian-5")
+    sample = op.sample(op.compiled[0])
     names = list(sample.tensors)
     plain = evaluate(op.function, sample.cast(torch.float32, requires_grad=True), names)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -143,7 +156,7 @@ LAYOUTS: dict[str, Any] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_layouts(op: Op, layout: str, dtype: torch.dtype) -> None:
     """Views give what their copies give, and no input is written to."""
-    sample = Sample("", tensors_for(op, rows(37, 21), rows(18, 21, seed=1)), {"bandwidth": 4.0})
+    sample = Sample("", tensors_for(op, rows(37, 21), rows(18, 21, seed=1)), op.options(4.0))
     names = list(sample.tensors)
     plain = evaluate(op.function, sample.cast(dtype, requires_grad=True), names)
     arguments = sample.cast(dtype)
@@ -161,8 +174,8 @@ def test_expanded_rows(op: Op) -> None:
     """A row repeated by stride 0 is as many equal rows."""
     x, y = rows(11, 5), rows(1, 5, seed=1)
     tensors = tensors_for(op, x, y.expand(6, 5))
-    ours = op.function(**tensors, bandwidth=2.0)
-    copied = op.function(**{**tensors, "y": y.repeat(6, 1)}, bandwidth=2.0)
+    ours = op.function(**tensors, **op.options(2.0))
+    copied = op.function(**{**tensors, "y": y.repeat(6, 1)}, **op.options(2.0))
     assert torch.equal(ours, copied)
 
 
@@ -185,28 +198,27 @@ SIZES = [
 @pytest.mark.parametrize(("n", "m"), SIZES)
 def test_row_counts(op: Op, n: int, m: int) -> None:
     tensors = tensors_for(op, rows(n, 6), rows(m, 6, seed=1, shift=0.2))
-    compare(op, Sample(f"{n}x{m}", tensors, {"bandwidth": 2.0}), torch.float32, second=True)
+    compare(op, Sample(f"{n}x{m}", tensors, op.options(2.0)), torch.float32, second=True)
 
 
 @EVERY_OP
 @pytest.mark.parametrize("d", [1, 2, 3, 15, 16, 17, 31, 33, 64, 127, 129, 255, 257, 511, 513, 1031])
 def test_column_counts(op: Op, d: int) -> None:
     tensors = tensors_for(op, rows(21, d), rows(10, d, seed=1, shift=0.2))
-    for kernel in ("gaussian", "energy", "polynomial"):
-        options = {"kernel": kernel, "bandwidth": float(d) ** 0.5}
-        compare(op, Sample(f"D={d} {kernel}", tensors, options), torch.float32, second=True)
-        compare(op, Sample(f"D={d} {kernel}", tensors, options), torch.float64)
+    for variant in [v for v in op.variants if v in ("gaussian", "energy", "polynomial", "p2", "p1-reach")]:
+        options = op.options(float(d) ** 0.5, variant)
+        compare(op, Sample(f"D={d} {variant}", tensors, options), torch.float32, second=True)
+        compare(op, Sample(f"D={d} {variant}", tensors, options), torch.float64)
 
 
-@EVERY_OP
+@EVERY_VARIANT
 @pytest.mark.parametrize(("n", "m"), [(0, 4), (4, 0), (0, 0)])
-@EVERY_KERNEL
-def test_no_rows(op: Op, n: int, m: int, kernel: str) -> None:
+def test_no_rows(op: Op, variant: str, n: int, m: int) -> None:
     """An empty cloud gives 0 with zero gradients."""
     tensors = tensors_for(op, rows(n, 3), rows(m, 3))
     arguments = {k: v.clone().requires_grad_() for k, v in tensors.items()}
-    value = op.function(**arguments, kernel=KERNELS[kernel])
-    assert value.shape == ((n,) if op.name == "kernel_matvec" else ())
+    value = op.function(**arguments, **op.options(1.0, variant))
+    assert value.shape == ((n,) if op.has_rows else ())
     assert not value.detach().abs().sum()
     for gradient in torch.autograd.grad(value.sum(), list(arguments.values())):
         assert not gradient.abs().sum()
@@ -216,54 +228,55 @@ def test_no_rows(op: Op, n: int, m: int, kernel: str) -> None:
 def test_no_segments(op: Op) -> None:
     batch = {"x": rows(0, 5, 3), "y": rows(0, 4, 3)}
     packed = {"x": rows(0, 3), "y": rows(0, 3), "x_offsets": [0], "y_offsets": [0]}
-    if op.name == "kernel_matvec":
-        assert op.function(**batch, v=rows(0, 4)).shape == (0, 5)
-        assert op.function(**packed, v=rows(0)).shape == (0,)
+    if op.has_rows:
+        several, flat = ({"v": rows(0, 4), "f": rows(0, 5), "g": rows(0, 4)}, dict.fromkeys("vfg", rows(0)))
+        taken = "vfg" if op.name == "apply_plan" else "v"
+        assert op.function(**batch, **{k: several[k] for k in taken}).shape == (0, 5)
+        assert op.function(**packed, **{k: flat[k] for k in taken}).shape == (0,)
     else:
         assert op.function(**batch).shape == (0,)
         assert op.function(**packed).shape == (0,)
 
 
-@EVERY_OP
-@pytest.mark.parametrize("kernel", ["gaussian", "laplacian", "polynomial", "linear"])
-def test_unequal_segments(op: Op, kernel: str) -> None:
+SOME = ("gaussian", "laplacian", "polynomial", "linear", "p2", "p1-reach")
+
+
+@every([(op, variant) for op, variant in VARIANTS if variant in SOME])
+def test_unequal_segments(op: Op, variant: str) -> None:
     """One large segment among empty and tiny ones; each as if it were alone."""
     lengths = {"x": [0, 1, 300, 2, 0, 7, 64, 1], "y": [3, 1, 5, 40, 0, 0, 64, 2]}
     x, y = rows(sum(lengths["x"]), 9), rows(sum(lengths["y"]), 9, seed=1)
     offsets = {f"{k}_offsets": [0, *torch.tensor(v).cumsum(0).tolist()] for k, v in lengths.items()}
-    sample = Sample("unequal", tensors_for(op, x, y), {**offsets, "kernel": kernel, "bandwidth": 3.0})
+    sample = Sample("unequal", tensors_for(op, x, y), {**offsets, **op.options(3.0, variant)})
     compare(op, sample, torch.float32, second=True)
     compare(op, sample, torch.float64, second=True)
 
 
-@EVERY_OP
-@pytest.mark.parametrize("kernel", RADIAL)
+@EVERY_INVARIANT
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_duplicates(op: Op, kernel: str, dtype: torch.dtype) -> None:
+def test_duplicates(op: Op, variant: str, dtype: torch.dtype) -> None:
     """Rows that both clouds share, far apart from the origin's scale: exact zeros between them."""
     x = rows(24, 2048)
     y = torch.cat([x[3:9], x[3:5], rows(3, 2048, seed=1)])
-    sample = Sample("duplicates", tensors_for(op, x, y), {"kernel": KERNELS[kernel], "bandwidth": 45.0})
+    sample = Sample("duplicates", tensors_for(op, x, y), op.options(45.0, variant))
     compare(op, sample, dtype, second=True)
 
 
-@EVERY_OP
-@pytest.mark.parametrize("kernel", RADIAL)
-def test_identical_rows_have_no_gradient(op: Op, kernel: str) -> None:
+@EVERY_INVARIANT
+def test_identical_rows_have_no_gradient(op: Op, variant: str) -> None:
     point = rows(1, 300, shift=100.0).float()
     x, y = point.repeat(5, 1).requires_grad_(), point.repeat(4, 1).requires_grad_()
     tensors = {**tensors_for(op, x, y), "x": x, "y": y}
     tensors = {k: v.float() if k not in ("x", "y") else v for k, v in tensors.items()}
-    value = op.function(**tensors, kernel=KERNELS[kernel], bandwidth=2.0)
+    value = op.function(**tensors, **op.options(2.0, variant))
     for gradient in torch.autograd.grad(value.sum(), (x, y)):
         assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-@EVERY_OP
-@EVERY_KERNEL
+@EVERY_VARIANT
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("side", ["x", "y"])
-def test_a_row_that_is_not_finite(op: Op, kernel: str, bad: float, side: str) -> None:
+def test_a_row_that_is_not_finite(op: Op, variant: str, bad: float, side: str) -> None:
     """It makes its own segment NaN and leaves the others as they were, bit for bit."""
     ends = {"x_offsets": [0, 6, 12, 20], "y_offsets": [0, 4, 9, 13]}
     clean = tensors_for(op, rows(20, 5), rows(13, 5, seed=1))
@@ -271,30 +284,32 @@ def test_a_row_that_is_not_finite(op: Op, kernel: str, bad: float, side: str) ->
     spoilt[side][7, 2] = bad
     results = []
     for tensors in (clean, spoilt):
-        sample = Sample("", tensors, {**ends, "kernel": KERNELS[kernel], "bandwidth": 2.0})
+        sample = Sample("", tensors, {**ends, **op.options(2.0, variant)})
         results.append(evaluate(op.function, sample.cast(torch.float32, requires_grad=True), list(tensors)))
     for key, expected in results[0].items():
         ours = results[1][key]
-        if key in ("da", "db", "dv"):
-            pieces = ends["x_offsets"] if key == "da" else ends["y_offsets"]
+        if key in ("da", "db", "dv", "df", "dg"):
+            pieces = ends["x_offsets"] if key in ("da", "df") else ends["y_offsets"]
         elif key in ("dx", "dy"):
             pieces = ends[f"{key[1]}_offsets"]
         else:
-            pieces = ends["x_offsets"] if op.name == "kernel_matvec" else [0, 1, 2, 3]
+            pieces = ends["x_offsets"] if op.has_rows else [0, 1, 2, 3]
         start, stop = pieces[1], pieces[2]
         assert ours[start:stop].isnan().all(), f"{key} of the segment"
         assert torch.equal(ours[:start], expected[:start]), f"{key} before it"
         assert torch.equal(ours[stop:], expected[stop:]), f"{key} after it"
 
 
-@EVERY_OP
-@pytest.mark.parametrize("kernel", ["gaussian-5", "laplacian", "inverse-multiquadric", "rational-quadratic"])
+WITH_RULES = ("gaussian-5", "laplacian", "inverse-multiquadric", "rational-quadratic")
+
+
+@every([(op, variant) for op, variant in VARIANTS if variant in WITH_RULES])
 @pytest.mark.parametrize("scale", [1e-4, 1e6, 1e15])
-def test_scales(op: Op, kernel: str, scale: float) -> None:
+def test_scales(op: Op, variant: str, scale: float) -> None:
     """Only rows over bandwidth matter, whatever their size; the mean rule keeps up with both."""
     tensors = tensors_for(op, rows(15, 6), rows(11, 6, seed=1, shift=0.5))
     for bandwidth in (2.0, "mean"):
-        options = {"kernel": KERNELS[kernel], "bandwidth": bandwidth}
+        options = op.options(bandwidth, variant)
         base = op.function(**Sample("", tensors, options).cast(torch.float32))
         scaled = {k: v * scale if k in ("x", "y") else v for k, v in tensors.items()}
         if bandwidth == 2.0:
@@ -303,16 +318,17 @@ def test_scales(op: Op, kernel: str, scale: float) -> None:
         torch.testing.assert_close(ours, base, rtol=1e-4, atol=1e-6)
 
 
-@EVERY_OP
-@pytest.mark.parametrize("kernel", RADIAL)
-def test_far_from_the_origin(op: Op, kernel: str) -> None:
+@EVERY_INVARIANT
+def test_far_from_the_origin(op: Op, variant: str) -> None:
     """Translation-invariant kernels lose nothing 1e4 away: the shift is exact in float32 here."""
     near = tensors_for(op, (rows(23, 16) * 64).round() / 64, (rows(9, 16, seed=1) * 64).round() / 64)
     far = {k: v + 1e4 if k in ("x", "y") else v for k, v in near.items()}
-    options = {"kernel": KERNELS[kernel], "bandwidth": 3.0}
+    options = op.options(3.0, variant)
     names = list(near)
     exact = evaluate(op.reference, Sample("", near, options).cast(torch.float64, requires_grad=True), names)
     torchs = evaluate(op.reference, Sample("", near, options).cast(torch.float32, requires_grad=True), names)
     ours = evaluate(op.function, Sample("", far, options).cast(torch.float32, requires_grad=True), names)
     for key in exact:
-        assert_as_good_as_torch(ours[key], exact[key], torchs[key], torch.float32, key)
+        scale = max(float(exact[key].abs().max()), op.scale({**near, **options}))
+        solved_to = op.solved_to(torch.float32)
+        assert_as_good_as_torch(ours[key], exact[key], torchs[key], torch.float32, key, scale, solved_to)

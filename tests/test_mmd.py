@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from decoct import reference
 from decoct.kernels import Gaussian, Laplacian, Polynomial
 from decoct.ops import _backend
 from decoct.reference import kernel_matrix
-from samples import KERNELS, Op, Sample, rows, weights
+from samples import KERNELS, OPS, Sample, rows, weights
 
 pytestmark = pytest.mark.usefixtures("backend")
 EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS)
@@ -343,7 +344,7 @@ def fixed_real_side(mmd: Callable[..., Tensor]) -> Callable[..., Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_fixed_real_side(kernel: str, dtype: torch.dtype, backend: str) -> None:
     """Its rows pass through a buffer: several of them, and segments of all sizes."""
-    op = Op("mmd", fixed_real_side(decoct.mmd), fixed_real_side(reference.mmd), iter, iter)  # type: ignore[arg-type]
+    op = replace(OPS["mmd"], public=fixed_real_side(decoct.mmd), reference=fixed_real_side(reference.mmd))
     sizes = {"x_offsets": [0, 500, 500, 501, 531], "y_offsets": [0, 33, 40, 41, 41]}
     # The buffers are the CPU's; elsewhere a few columns are as good as many.
     many = 2100 if backend == "cpu" else 70

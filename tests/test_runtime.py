@@ -26,7 +26,11 @@ def large_sample(op: Op) -> Sample:
     """Ragged and large enough for several threads and tiles."""
     ends = {"x_offsets": [0, 500, 501, 501, 900], "y_offsets": [0, 40, 300, 310, 333]}
     tensors = {"x": rows(900, 70), "y": rows(333, 70, seed=1)}
-    extra = {"v": rows(333, 2)} if op.name == "kernel_matvec" else {"a": weights(900), "b": weights(333)}
+    extra = {"v": rows(333, 2)} if op.has_rows else {"a": weights(900), "b": weights(333)}
+    if op.name == "apply_plan":
+        extra |= {"f": rows(900, seed=1), "g": rows(333, seed=2)}
+    if op.length == "blur":
+        return Sample("large", {**tensors, **extra}, {**ends, **op.options(9.0, "p1")})
     return Sample("large", {**tensors, **extra}, {**ends, "kernel": "laplacian", "bandwidth": "mean"})
 
 
@@ -52,7 +56,7 @@ def test_thread_counts(op: Op) -> None:
 
 @EVERY_OP
 def test_twenty_runs(op: Op) -> None:
-    sample = Sample("", large_sample(op).tensors, {"kernel": "gaussian", "bandwidth": 9.0})
+    sample = Sample("", large_sample(op).tensors, op.options(9.0))
     torch.set_num_threads(2)
     expected = results(op, sample, second=False)
     for _ in range(20):
@@ -76,7 +80,7 @@ def test_one_large_segment_over_threads() -> None:
 @EVERY_OP
 def test_fresh_memory_is_overwritten(op: Op) -> None:
     """Deterministic mode fills torch.empty with NaN: an entry that no kernel writes shows."""
-    expected = {name: results(op, op.sample(name)) for name in ("ragged", "polynomial", "linear", "batched")}
+    expected = {name: results(op, op.sample(name)) for name in op.compiled}
     torch.use_deterministic_algorithms(True)
     for name, plain in expected.items():
         assert_same_bits(results(op, op.sample(name)), plain)
@@ -250,7 +254,7 @@ def test_many_alike_segments_need_scratch_for_each_thread_only() -> None:
         sizes = (segments * n, segments * m, width)
         masks = (_backend.Y, _backend.XX | _backend.XY | _backend.YY)
         where = torch.device("cpu")
-        *_, size = _backend._plan(engine, "sums", sizes, "float32", tuple(ends), masks, 1, 2, where)
+        *_, size = _backend._plan(engine, "sums", sizes, "float32", tuple(ends), masks, 1, 0, 2, where)
         return size
 
     rows_of_one = 4 * (n + m) * width

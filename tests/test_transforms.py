@@ -24,6 +24,8 @@ TANGENTS = rows(5, 3, seed=2), rows(4, 3, seed=3)
 BATCH = rows(6, 5, 3, seed=4)
 ENDS = {"x_offsets": torch.tensor([0, 2, 2, 5]), "y_offsets": torch.tensor([0, 1, 3, 4])}
 
+SOLVED: dict[str, Any] = {"blur": 2.0, "tol": 1e-13, "max_iterations": 5000}
+
 FUNCTIONS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "gaussian": lambda m, x, y: m.mmd(x, y, "gaussian", 1.1),
     "mean": lambda m, x, y: m.mmd(x, y, "inverse_multiquadric", "mean"),
@@ -37,6 +39,12 @@ FUNCTIONS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "ragged-linear": lambda m, x, y: m.mmd(x, y, "linear", **ENDS).square().sum(),
     "kernel_mean": lambda m, x, y: m.kernel_mean(x, y, "rational_quadratic", 1.1),
     "matvec": lambda m, x, y: m.kernel_matvec(x, y, y[:, :2] * 2, "gaussian", 1.1).square().sum(),
+    "sinkhorn": lambda m, x, y: m.sinkhorn_divergence(x, y, **SOLVED),
+    "sinkhorn-ragged": lambda m, x, y: m.sinkhorn_divergence(x, y, **ENDS, **SOLVED).square().sum(),
+    "sinkhorn-weights": lambda m, x, y: m.sinkhorn_divergence(
+        x, y, a=x[:, 0] ** 2 + 0.1, reach=2.0, **{**SOLVED, "p": 1}
+    ),
+    "plan": lambda m, x, y: m.apply_plan(x, y, y[:, :2], f=x[:, 0], g=y[:, 1], blur=1.5).square().sum(),
 }
 
 
@@ -82,7 +90,8 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Tensor]], Any]] = {
     "autograd outside": outer_autograd,
 }
 # The tangent of a matrix-vector product is already a second-order kernel, and there is no third-order one.
-RAISES = {("matvec", "jacrev of jacfwd")}
+THIRD = "a third one is not offered"
+RAISES = {("matvec", "jacrev of jacfwd"): THIRD, ("plan", "jacrev of jacfwd"): THIRD}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -91,7 +100,7 @@ def test_transforms(name: str, transform: str) -> None:
     """The value of each transform, so that a silent zero is seen."""
     apply = TRANSFORMS[transform]
     if (name, transform) in RAISES:
-        with pytest.raises(RuntimeError, match="a third one is not offered"):
+        with pytest.raises(RuntimeError, match=RAISES[name, transform]):
             apply(lambda x, y: FUNCTIONS[name](decoct, x, y))
         return
     ours = apply(lambda x, y: FUNCTIONS[name](decoct, x, y))
@@ -186,13 +195,39 @@ def _sums_arguments(need: int) -> tuple[Any, ...]:
     ]
     coefficients = torch.tensor([[1.0, -2.0, 1.0]] * 3, dtype=torch.float64)
     lengths = torch.ones(3, dtype=torch.float64)
-    return *live, *ENDS.values(), 3, coefficients, lengths, *_kernel(), 7, need
+    return *live, *ENDS.values(), 3, coefficients, lengths, None, None, *_kernel(), 7, need
+
+
+NUMBERS = [2.0, 1.5, 0.5, 0.0, float("inf"), 2.0, 0.0, 1e-12, 1000.0, 0.0]
+"""A problem with one relaxed marginal, packed."""
+
+
+def _sinkhorn_arguments(terms: int, need: int) -> tuple[Any, ...]:
+    live = [t.clone().requires_grad_(i > 1 or bool(need >> i & 1)) for i, t in enumerate((X, Y))]
+    held = [weights(5).requires_grad_(), weights(4).requires_grad_()]
+    return *live, *held, *ENDS.values(), 3, *[None] * 7, NUMBERS, terms, need
+
+
+def _implicit_arguments() -> tuple[Any, ...]:
+    potentials = [t[:, i].clone() for t, i in ((X, 0), (Y, 0), (X, 1), (Y, 1))]
+    bars = [potentials[2], None, potentials[0], None, TANGENTS[0], TANGENTS[1]]
+    return X, Y, weights(5), weights(4), *ENDS.values(), 3, *potentials, *bars, NUMBERS, 7, 15
 
 
 def opchecks() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     """Direct calls of each registered op."""
     ops = torch.ops.decoct
-    bare = (X, Y, None, None, None, None, 1, torch.tensor([[0.0, -2.0, 1.0]], dtype=torch.float64), None)
+    bare = (
+        X,
+        Y,
+        None,
+        None,
+        None,
+        None,
+        1,
+        torch.tensor([[0.0, -2.0, 1.0]], dtype=torch.float64),
+        *[None] * 3,
+    )
     tangents = (rows(5, 3), None, weights(5), None)
     live = [t.clone().requires_grad_() for t in (X, Y, rows(4, 2))]
     return {
@@ -205,7 +240,18 @@ def opchecks() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         ),
         "kernel_matvec": (
             ops.kernel_matvec,
-            (*live, *ENDS.values(), 3, torch.ones(3, dtype=torch.float64), *_kernel()),
+            (*live, *ENDS.values(), 3, torch.ones(3, dtype=torch.float64), None, None, *_kernel()),
+        ),
+        "kernel_matvec, potentials": (
+            ops.kernel_matvec,
+            (*live, *ENDS.values(), 3, torch.ones(3, dtype=torch.float64), X[:, 0], Y[:, 0], *_kernel()),
+        ),
+        "sinkhorn": (ops.sinkhorn, _sinkhorn_arguments(7, 3)),
+        "sinkhorn, biased": (ops.sinkhorn, _sinkhorn_arguments(2, 1)),
+        "sinkhorn_implicit": (ops.sinkhorn_implicit, _implicit_arguments()),
+        "sinkhorn_pushed": (
+            ops.sinkhorn_pushed,
+            (*_implicit_arguments()[:11], *TANGENTS, weights(5), None, NUMBERS, 7, 3),
         ),
         "segment_sums": (ops.segment_sums, (live[0], weights(5).requires_grad_(), ENDS["x_offsets"], 3)),
         "segment_sums, means": (ops.segment_sums, (live[0], None, None, 1)),

@@ -13,8 +13,18 @@ import logging
 from typing import Any
 
 from decoct import compat, kernels, ops, reference
-from decoct.losses import MMDLoss
-from decoct.ops import kernel_matvec, kernel_mean, mean_bandwidth, median_bandwidth, mmd
+from decoct.losses import MMDLoss, SinkhornLoss
+from decoct.ops import (
+    SinkhornSolution,
+    apply_plan,
+    kernel_matvec,
+    kernel_mean,
+    mean_bandwidth,
+    median_bandwidth,
+    mmd,
+    sinkhorn_divergence,
+    sinkhorn_potentials,
+)
 from decoct.segments import Segments
 
 __version__ = "0.1.0"
@@ -22,6 +32,9 @@ __version__ = "0.1.0"
 __all__ = [
     "MMDLoss",
     "Segments",
+    "SinkhornLoss",
+    "SinkhornSolution",
+    "apply_plan",
     "compat",
     "kernel_matvec",
     "kernel_mean",
@@ -31,6 +44,8 @@ __all__ = [
     "mmd",
     "ops",
     "reference",
+    "sinkhorn_divergence",
+    "sinkhorn_potentials",
 ]
 
 logging.getLogger("decoct").addHandler(logging.NullHandler())

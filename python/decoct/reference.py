@@ -7,16 +7,28 @@ inputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from decoct.kernels import Kernel, resolve
+from decoct.ops.sinkhorn import SinkhornSolution
 from decoct.segments import host_offsets
 
-__all__ = ["kernel_matrix", "kernel_matvec", "kernel_mean", "mean_bandwidth", "median_bandwidth", "mmd"]
+__all__ = [
+    "apply_plan",
+    "kernel_matrix",
+    "kernel_matvec",
+    "kernel_mean",
+    "mean_bandwidth",
+    "median_bandwidth",
+    "mmd",
+    "sinkhorn_divergence",
+    "sinkhorn_potentials",
+]
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
@@ -194,4 +206,231 @@ def kernel_matvec(
         products.append(matrix @ vc + _poison(xc, yc))
     if x.dim() == 3:
         return torch.stack(products) if products else v.new_zeros((0, x.shape[1], *v.shape[2:]))
+    return torch.cat(products) if products else v.new_zeros((0, *v.shape[1:]))
+
+
+def transport_cost(
+    x: Tensor, y: Tensor, p: int = 2, cost: str = "euclidean", labels: Any = None, label_cost: Any = None
+) -> Tensor:
+    """C (N, M) of rows, with what the pair `labels` adds."""
+    if cost == "cosine":
+        x, y = (torch.nn.functional.normalize(rows, dim=1) for rows in (x, y))
+    d2 = squared_distances(x, y)
+    matrix = d2 / 2 if p == 2 else distances(d2)
+    if label_cost is None:
+        return matrix
+    added: Tensor = label_cost[labels[0][:, None], labels[1]].to(matrix.dtype)
+    return matrix + added
+
+
+def box_diameter(x: Tensor, y: Tensor) -> float:
+    """Of the box around all rows."""
+    z = torch.cat([x, y]).detach()
+    return float((z.amax(0) - z.amin(0)).norm())
+
+
+ALTERNATING = 40
+"""Updates after a solution; its derivatives take as many to converge to float64 where half of a deviation is
+left by one of both potentials."""
+
+
+class _Term(NamedTuple):
+    f: Tensor
+    g: Tensor
+    value: Tensor
+    error: float
+    iterations: int
+
+
+def _solve(
+    matrix: Tensor,
+    a: Tensor,
+    b: Tensor,
+    eps: tuple[float, float, float],
+    rho: tuple[float, float],
+    mass: float,
+    tol: float,
+    cap: float,
+    start: tuple[Tensor, Tensor] | None,
+) -> _Term:
+    """Sinkhorn's iteration, both potentials at once and averaged; eps goes from the first of three to the
+    second, times the third in each step. Once solved to a `tol`, derivatives are those of further,
+    alternating updates: they converge to the solution's, and faster than those of averaged ones."""
+    first, last, factor = eps
+    balanced = math.isinf(rho[0]) and math.isinf(rho[1]) and not mass
+    log_a, log_b = (torch.where(w > 0, torch.where(w > 0, w, 1.0).log(), -math.inf) for w in (a, b))
+    f, g = (w.new_zeros(w.shape) for w in (a, b)) if start is None else start
+    shift, iterations, missed = matrix.new_zeros(()), 0, math.inf
+
+    def update(eps: float, whole: bool = False) -> None:
+        nonlocal f, g, shift, iterations, missed
+        new_f = -eps * torch.logsumexp(log_b + (g - matrix) / eps, 1) - shift
+        new_g = -eps * torch.logsumexp(log_a + (f - matrix.T) / eps, 1) - shift
+        sums = ((f - new_f) / eps).exp(), ((g - new_g) / eps).exp()
+        new_f, new_g = new_f / (1 + eps / rho[0]), new_g / (1 + eps / rho[1])
+        share = 1.0 if whole else 0.5
+        missed = 0.0
+        if mass:
+            new_f, new_g = new_f.clamp(max=0), new_g.clamp(max=0)
+            shift = shift + share * eps * (mass / (a @ sums[0])).log()
+            missed = abs(float((a @ sums[0]).detach()) / mass - 1)
+        for w, old, new, total, r in zip((a, b), (f, g), (new_f, new_g), sums, rho, strict=True):
+            kept = 1.0 if math.isinf(r) and not mass else total * ((new - old) / eps).exp()
+            missed = max(missed, float(((w * (total - kept).abs()).sum() / w.sum()).detach()))
+        f, g = f + share * (new_f - f), g + share * (new_g - g)
+        iterations += 1
+
+    alternate = tol > 0 and not mass
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not alternate):
+        if start is None:
+            update(first, whole=True)
+            update(first)
+            at = first
+            while at > last and iterations < cap:
+                update(at)
+                at *= factor
+        update(last)
+        while tol and missed > tol and iterations < cap:
+            update(last)
+        update(last, whole=True)
+    for _ in range(ALTERNATING if alternate else 0):
+        f = -last * torch.logsumexp(log_b + (g - matrix) / last, 1) / (1 + last / rho[0])
+        g = -last * torch.logsumexp(log_a + (f - matrix.T) / last, 1) / (1 + last / rho[1])
+
+    def share_of(w: Tensor, potential: Tensor, r: float) -> Tensor:
+        return w @ (potential if math.isinf(r) else -(r + last / 2) * torch.expm1(-potential / r))
+
+    value = share_of(a, f, rho[0]) + share_of(b, g, rho[1]) + mass * shift
+    if balanced:
+        centre = (a @ f - b @ g) / (a.sum() + b.sum())
+        f, g = f - centre, g + centre
+    return _Term(f + shift, g, value, missed, iterations)
+
+
+def _transport(
+    x: Tensor, y: Tensor, options: dict[str, Any]
+) -> Iterator[tuple[_Term, _Term | None, _Term | None]]:
+    """The three terms of each segment."""
+    given = dict(options)
+    p, blur, reach = given.get("p", 2), given.get("blur", 0.05), given.get("reach")
+    reach = reach if isinstance(reach, tuple | list) else (reach, reach)
+    rho = tuple(math.inf if r is None else float(r) ** p for r in reach)
+    tol, debias = given.get("tol"), given.get("debias", True)
+    cap = given.get("max_iterations") or (math.inf if tol is None else 1000)
+    layout = given.get("x_offsets"), given.get("y_offsets")
+    labels = given.get("label_cost")
+    pieces = _parts(x, y, given.get("a"), given.get("b"), *layout)
+    if labels is None:
+        kinds: Any = ((None, None) for _ in iter(int, 1))
+    else:
+        kinds = (
+            (lx, ly) for lx, ly, _, _ in _parts(given["x_labels"], given["y_labels"], None, None, *layout)
+        )
+        if x.dim() == 3:
+            kinds = zip(given["x_labels"], given["y_labels"], strict=True)
+    start = given.get("start")
+    for (xc, yc, ac, bc), (lx, ly) in zip(pieces, kinds, strict=False):
+        if 0 in (xc.shape[0], yc.shape[0]):
+            nothing = [w.new_zeros(w.shape[0]) for w in (xc, yc)]
+            yield tuple(  # type: ignore[misc]
+                _Term(nothing[i], nothing[j], x.new_zeros(()), 0.0, 0) for i, j in ((0, 1), (0, 0), (1, 1))
+            )
+            continue
+        ac, bc = _uniform(ac, xc), _uniform(bc, yc)
+        matrices = [
+            transport_cost(one, two, p, given.get("cost", "euclidean"), kinds_of, labels)
+            for one, two, kinds_of in ((xc, yc, (lx, ly)), (xc, xc, (lx, lx)), (yc, yc, (ly, ly)))
+        ]
+        ends = [
+            rows if given.get("cost") != "cosine" else torch.nn.functional.normalize(rows, dim=1)
+            for rows in (xc, yc)
+        ]
+        size = given.get("diameter")
+        first = (box_diameter(*ends) if size is None else float(size)) ** p
+        if labels is not None and size is None:
+            first += float(labels.abs().max())
+        eps = (first, float(blur) ** p, given.get("scaling", 0.5) ** p)
+
+        def term(
+            matrix: Tensor, w: Tensor, u: Tensor, sides: Any, begin: Any = None, eps: Any = eps
+        ) -> _Term:
+            return _solve(matrix, w, u, eps, sides, given.get("mass") or 0.0, tol or 0.0, cap, begin)
+
+        begins = (None, None, None) if start is None else (start[1:3], (start[3],) * 2, (start[4],) * 2)
+        yield (
+            term(matrices[0], ac, bc, rho, begins[0]),
+            term(matrices[1], ac, ac, (rho[0], rho[0]), begins[1]) if debias else None,
+            term(matrices[2], bc, bc, (rho[1], rho[1]), begins[2]) if debias else None,
+        )
+
+
+def sinkhorn_divergence(x: Tensor, y: Tensor, **options: Any) -> Tensor:
+    """Twin of :func:`decoct.sinkhorn_divergence`; its derivatives are those of the iterations taken."""
+    xx, values = options.pop("xx", None), []
+    for c, (cross, own_x, own_y) in enumerate(_transport(x, y, options)):
+        value = cross.value
+        if own_x is not None and xx is None:
+            value = value - own_x.value / 2
+        elif isinstance(xx, Tensor) and cross.iterations:
+            value = value - xx.reshape(-1)[c] / 2
+        values.append(value if own_y is None else value - own_y.value / 2)
+    return _shaped(values, x, options.get("x_offsets"))
+
+
+def sinkhorn_potentials(x: Tensor, y: Tensor, **options: Any) -> SinkhornSolution:
+    """Twin of :func:`decoct.sinkhorn_potentials`."""
+    solved = list(_transport(x, y, options))
+    value = sinkhorn_divergence(x, y, **options)
+
+    def joined(parts: list[Tensor], rows: Tensor) -> Tensor:
+        return torch.cat(parts).reshape(rows.shape[:-1]) if parts else rows.new_zeros(rows.shape[:-1])
+
+    def per_segment(numbers: list[Any], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(numbers, dtype=dtype).reshape(value.shape)
+
+    own = [[t[side].f for t in solved if t[side] is not None] for side in (1, 2)]  # type: ignore[union-attr]
+    debias = options.get("debias", True)
+    errors = [max(t.error for t in terms if t is not None) for terms in solved]
+    tol = options.get("tol")
+    return SinkhornSolution(
+        value,
+        joined([t[0].f for t in solved], x),
+        joined([t[0].g for t in solved], y),
+        joined(own[0], x) if debias else None,
+        joined(own[1], y) if debias else None,
+        per_segment(errors, value.dtype),
+        per_segment([max(t.iterations for t in terms if t is not None) for terms in solved], torch.int64),
+        per_segment([error <= (1e-3 if tol is None else tol) for error in errors], torch.bool),
+    )
+
+
+def apply_plan(
+    x: Tensor, y: Tensor, v: Tensor, solution: Any = None, *, f: Any = None, g: Any = None, **options: Any
+) -> Tensor:
+    """Twin of :func:`decoct.apply_plan`."""
+    p, eps = options.get("p", 2), options.get("blur", 0.05) ** options.get("p", 2)
+    f, g = (f, g) if solution is None else solution[1:3]
+    layout = options.get("x_offsets"), options.get("y_offsets")
+    transpose = options.get("transpose", False)
+    products = []
+    parts = zip(
+        _parts(x, y, options.get("a"), options.get("b"), *layout),
+        _parts(f[..., None], g[..., None], None, None, *layout),
+        _parts(*((v, y) if transpose else (x, v)), None, None, *layout),
+        strict=True,
+    )
+    for (xc, yc, ac, bc), (fc, gc, _, _), (v_x, v_y, _, _) in parts:
+        matrix = transport_cost(xc, yc, p, options.get("cost", "euclidean"))
+        plan = torch.exp((fc + gc.T - matrix) / eps)
+        if 0 not in plan.shape:
+            plan = plan * _uniform(ac, xc)[:, None] * _uniform(bc, yc)
+        plan, vectors = (plan.T, v_x) if transpose else (plan, v_y)
+        product = plan @ vectors
+        if options.get("normalize"):
+            total = plan.sum(1).reshape(-1, *[1] * (product.dim() - 1))
+            product = product / torch.where(total == 0, 1.0, total)
+        products.append(product)
+    rows = y if transpose else x
+    if x.dim() == 3:
+        return torch.stack(products) if products else v.new_zeros((0, rows.shape[1], *v.shape[2:]))
     return torch.cat(products) if products else v.new_zeros((0, *v.shape[1:]))

@@ -21,6 +21,7 @@ __all__ = [
     "compute_dtype",
     "dtype_name",
     "engine_kernel",
+    "has_function",
     "offsets_or_uniform",
     "readable",
     "release_scratch",
@@ -69,6 +70,14 @@ def backend_for(op: str, device: torch.device) -> ModuleType | Any:
             "(or pass x.cpu())"
         )
     raise RuntimeError(f"{op}: no kernels for device {device}; pass x.cpu()")
+
+
+def has_function(op: str, name: str, device: torch.device) -> None:
+    """A RuntimeError where the engine of a device lacks a function."""
+    if not hasattr(backend_for(op, device), name):
+        raise RuntimeError(
+            f"{op}: this build of decoct has no {name} kernels for device {device}; pass x.cpu()"
+        )
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -136,6 +145,7 @@ def _plan(
     offsets: tuple[bytes, bytes],
     masks: tuple[int, int],
     columns: int,
+    cost_budget: int,
     threads: int,
     device: torch.device,
 ) -> tuple[Tensor, Tensor, int]:
@@ -151,6 +161,7 @@ def _plan(
         terms=masks[1],
         columns=columns,
         threads=threads,
+        cost_budget=cost_budget,
     )
     host = torch.from_numpy(layout.reshape(-1))
     return host, host.to(device), int(workspace)
@@ -191,6 +202,7 @@ class Execution:
         need: int = 0,
         terms: int = 0,
         columns: int = 1,
+        cost_budget: int = 0,
     ) -> None:
         threads = torch.get_num_threads()
         host, layout, size = _plan(
@@ -201,6 +213,7 @@ class Execution:
             (x_offsets.numpy().tobytes(), y_offsets.numpy().tobytes()),
             (need, terms),
             columns,
+            cost_budget,
             threads,
             x.device,
         )

@@ -29,12 +29,12 @@ from decoct.ops._backend import (
 from decoct.ops._registry import KERNEL_SCHEMA, register
 from decoct.ops._sums import hvp, kernel_sums
 
-__all__ = ["matvec"]
+__all__ = ["matvec", "product"]
 
-_LAYOUT = "rrroosr--"
+_LAYOUT = "rrroosrrr--"
 
 
-def _implementation(
+def product(
     x: Tensor,
     y: Tensor,
     v: Tensor,
@@ -42,6 +42,8 @@ def _implementation(
     y_offsets: Tensor | None,
     segments: int,
     bandwidth: Tensor,
+    f: Tensor | None,
+    g: Tensor | None,
     *kernel: Any,
 ) -> Tensor:
     engine = backend_for("kernel_matvec", x.device)
@@ -49,6 +51,7 @@ def _implementation(
     if segments == 0 or v.shape[1] == 0:
         return out
     x, y, v, lengths = readable(x), readable(y), readable(v), bandwidth.contiguous()
+    f, g = (None if potential is None else readable(potential) for potential in (f, g))
     x_ends = offsets_or_uniform(x_offsets, x.shape[0], segments)
     y_ends = offsets_or_uniform(y_offsets, y.shape[0], segments)
     execution = Execution(engine, "matvec", x, y, x_ends, y_ends, terms=XY, columns=v.shape[1])
@@ -62,6 +65,8 @@ def _implementation(
         bandwidth=as_matrix(engine, lengths),
         kernel=engine_kernel(engine, *kernel),
         out=as_matrix(engine, out),
+        f=as_matrix(engine, f),
+        g=as_matrix(engine, g),
     )
     return out
 
@@ -71,8 +76,8 @@ def _fake(x: Tensor, y: Tensor, v: Tensor, *rest: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, y, v, x_offsets, y_offsets, segments, bandwidth, *kernel = inputs
-    ctx.save_for_backward(x, y, v, x_offsets, y_offsets, bandwidth)
+    x, y, v, x_offsets, y_offsets, segments, bandwidth, f, g, *kernel = inputs
+    ctx.save_for_backward(x, y, v, x_offsets, y_offsets, bandwidth, f, g)
     ctx.segments, ctx.kernel = segments, kernel
 
 
@@ -85,11 +90,13 @@ def _cross_only(bandwidth: Tensor, segments: int) -> Tensor:
 
 
 def _backward(ctx: Any, bar: Tensor) -> Any:
-    x, y, v, x_offsets, y_offsets, bandwidth = ctx.saved_tensors
+    x, y, v, x_offsets, y_offsets, bandwidth, f, g = ctx.saved_tensors
+    if any(ctx.needs_input_grad[7:9]):
+        raise RuntimeError("decoct: potentials are constants for kernel_matvec; differentiate through v")
     wants_x, wants_y, wants_v = ctx.needs_input_grad[:3]
     grad_x, grad_y, grad_v = None, None, None
     if wants_v:
-        grad_v = matvec(y, x, bar, y_offsets, x_offsets, ctx.segments, bandwidth, *ctx.kernel)
+        grad_v = matvec(y, x, bar, y_offsets, x_offsets, ctx.segments, bandwidth, g, f, *ctx.kernel)
     need = (X if wants_x else 0) | (Y if wants_y else 0)
     if need:
         coefficients = _cross_only(bandwidth, ctx.segments)
@@ -107,6 +114,8 @@ def _backward(ctx: Any, bar: Tensor) -> Any:
                 ctx.segments,
                 coefficients,
                 bandwidth,
+                f,
+                g,
                 *ctx.kernel,
                 XY,
                 need,
@@ -116,7 +125,7 @@ def _backward(ctx: Any, bar: Tensor) -> Any:
         grad_x, grad_y = (g if g is None else g.to(x.dtype) for g in (grad_x, grad_y))
         if v.shape[1] == 0:
             grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
-    return grad_x, grad_y, grad_v, *[None] * 6
+    return grad_x, grad_y, grad_v, *[None] * 8
 
 
 def _plus(total: Tensor | None, part: Tensor) -> Tensor:
@@ -125,8 +134,8 @@ def _plus(total: Tensor | None, part: Tensor) -> Tensor:
 
 _matvec_op = register(
     "kernel_matvec(Tensor x, Tensor y, Tensor v, Tensor? x_offsets, Tensor? y_offsets, SymInt segments, "
-    f"Tensor bandwidth, {KERNEL_SCHEMA}) -> Tensor",
-    _implementation,
+    f"Tensor bandwidth, Tensor? f, Tensor? g, {KERNEL_SCHEMA}) -> Tensor",
+    product,
     _fake,
     _backward,
     _setup_context,
@@ -143,17 +152,17 @@ class _MatvecFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         _setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:5], inputs[6])
+        ctx.save_for_forward(*inputs[:5], *inputs[6:9])
 
     backward = staticmethod(_backward)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        x, y, v, x_offsets, y_offsets, bandwidth = ctx.saved_tensors
+        x, y, v, x_offsets, y_offsets, bandwidth, f, g = ctx.saved_tensors
         moved = list(tangents[:2])
         out: Tensor | None = None
         if tangents[2] is not None:
-            out = matvec(x, y, tangents[2], x_offsets, y_offsets, ctx.segments, bandwidth, *ctx.kernel)
+            out = matvec(x, y, tangents[2], x_offsets, y_offsets, ctx.segments, bandwidth, f, g, *ctx.kernel)
         if all(tangent is None for tangent in moved):
             return out
         moved = [None if t is None else t.to(compute_dtype(x.dtype)) for t in moved]
@@ -171,6 +180,8 @@ class _MatvecFunction(torch.autograd.Function):
                 ctx.segments,
                 _cross_only(bandwidth, ctx.segments),
                 bandwidth,
+                f,
+                g,
                 *ctx.kernel,
                 XY,
                 *moved,

@@ -19,7 +19,7 @@ from decoct.ops._backend import (
 from decoct.ops._registry import refuse, register
 from decoct.ops._rows import lengths, segment_totals, spread
 
-__all__ = ["mean_rule", "median_rule", "segment_sums"]
+__all__ = ["mean_rule", "median_rule", "segment_sums", "totals"]
 
 MEDIAN_ROWS = 4096
 SMALLEST_SQUARE = 1e-10
@@ -44,6 +44,12 @@ def _sums(x: Tensor, a: Tensor | None, offsets: Tensor | None, segments: int) ->
             out=as_matrix(engine, out),
         )
     return out
+
+
+def totals(values: Tensor, offsets: Tensor | None, segments: int) -> Tensor:
+    """(C,) sums of row values (N,) by the engine, whose order of summation no thread count changes; for the
+    insides of ops."""
+    return _sums(values[:, None], torch.ones_like(values), offsets, segments)[:, 0]
 
 
 def _sums_fake(x: Tensor, a: Tensor | None, offsets: Tensor | None, segments: int) -> Tensor:

@@ -5,7 +5,8 @@
     value_c = C[c, 0] sum_ik a_i a_k k(x_i, x_k) + C[c, 1] sum_ij a_i b_j k(x_i, y_j) + C[c, 2] sum_jl b_j b_l
     k(y_j, y_l)
 
-and in the same pass those of its gradients that `need` asks for. Its backward scales these saved gradients; a
+where the potentials f, g, if there are any, make exp(f_i + g_j) k(x_i, y_j) of k(x_i, y_j), and in the same
+pass those of its gradients that `need` asks for. Its backward scales these saved gradients; a
 cotangent that arrives at a gradient output (second order) goes through `kernel_sums_hvp`, the product of the
 Hessian of sum_c value_c with a tangent. There is no third derivative: asking for one raises.
 """
@@ -30,13 +31,13 @@ from decoct.ops._backend import (
 from decoct.ops._registry import KERNEL_SCHEMA, refuse, register
 from decoct.ops._rows import segment_totals, spread
 
-__all__ = ["hvp", "kernel_sums"]
+__all__ = ["hessian_product", "hvp", "kernel_sums", "outputs_for"]
 
 _SCHEMA = (
     "Tensor x, Tensor y, Tensor? a, Tensor? b, Tensor? x_offsets, Tensor? y_offsets, SymInt segments, "
-    f"Tensor coefficients, Tensor? bandwidth, {KERNEL_SCHEMA}, int terms"
+    f"Tensor coefficients, Tensor? bandwidth, Tensor? f, Tensor? g, {KERNEL_SCHEMA}, int terms"
 )
-_LAYOUT = "rrrroosrr---"
+_LAYOUT = "rrrroosrrrr---"
 _COMMON = len(_LAYOUT)
 _NO_THIRD = "kernel sums have first and second derivatives; a third one is not offered"
 _GRADIENTS = slice(2, 6)
@@ -46,11 +47,13 @@ class _Call:
     """What both ops do before and after their engine call."""
 
     def __init__(self, op: str, need: int, arguments: tuple[Any, ...]) -> None:
-        (x, y, a, b, x_offsets, y_offsets, segments, coefficients, bandwidth, *kernel, terms) = arguments
+        (x, y, a, b, x_offsets, y_offsets, segments, coefficients, bandwidth, f, g, *kernel, terms) = (
+            arguments
+        )
         self.engine = engine = backend_for("kernel_sums", x.device)
         self.from_data = bandwidth is None
         self.x, self.y = readable(x), readable(y)
-        self.a, self.b = (None if w is None else readable(w) for w in (a, b))
+        self.a, self.b, self.f, self.g = (None if w is None else readable(w) for w in (a, b, f, g))
         self.offsets = (
             offsets_or_uniform(x_offsets, x.shape[0], segments),
             offsets_or_uniform(y_offsets, y.shape[0], segments),
@@ -63,7 +66,7 @@ class _Call:
         )
         self.execution = Execution(engine, op, self.x, self.y, *self.offsets, need=need, terms=terms)
         self.keywords = {
-            **self.matrices(x=self.x, y=self.y, a=self.a, b=self.b),
+            **self.matrices(x=self.x, y=self.y, a=self.a, b=self.b, f=self.f, g=self.g),
             **self.matrices(x_offsets=self.offsets[0], y_offsets=self.offsets[1]),
             **self.matrices(coefficients=self.coefficients, bandwidth=self.bandwidth),
             "kernel": engine_kernel(engine, *kernel),
@@ -74,7 +77,7 @@ class _Call:
         return {name: as_matrix(self.engine, tensor) for name, tensor in tensors.items()}
 
 
-def _outputs(x: Tensor, y: Tensor, need: int) -> list[Tensor]:
+def outputs_for(x: Tensor, y: Tensor, need: int) -> list[Tensor]:
     """Room for the derivatives that `need` asks for; one that is not asked for has no rows."""
     dtype = compute_dtype(x.dtype)
     shapes = (x.shape, y.shape, x.shape[:1], y.shape[:1])
@@ -89,7 +92,7 @@ def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
     *common, need = arguments
     x, y, segments = common[0], common[1], common[6]
     value = torch.zeros(segments, dtype=torch.float64, device=x.device)
-    gradients = _outputs(x, y, need)
+    gradients = outputs_for(x, y, need)
     call = _Call("sums", need, tuple(common))
     if segments > 0:
         names = ("grad_x", "grad_y", "grad_a", "grad_b")
@@ -105,13 +108,13 @@ def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     x, y, segments, need = arguments[0], arguments[1], arguments[6], arguments[-1]
     scalars = [x.new_empty((segments,), dtype=torch.float64) for _ in range(2)]
-    return *scalars, *_outputs(x, y, need)
+    return *scalars, *outputs_for(x, y, need)
 
 
-def _hvp_implementation(*arguments: Any) -> tuple[Tensor, ...]:
+def hessian_product(*arguments: Any) -> tuple[Tensor, ...]:
     common, tangents, need = arguments[:_COMMON], arguments[_COMMON:-1], arguments[-1]
     x, y, segments = common[0], common[1], common[6]
-    outputs = _outputs(x, y, need)
+    outputs = outputs_for(x, y, need)
     call = _Call("hvp", need, common)
     kept = [None if tangent is None else readable(tangent) for tangent in tangents]
     if segments > 0:
@@ -127,15 +130,17 @@ def _hvp_implementation(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _hvp_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(_outputs(arguments[0], arguments[1], arguments[-1]))
+    return tuple(outputs_for(arguments[0], arguments[1], arguments[-1]))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, y, a, b, x_offsets, y_offsets, segments, coefficients, _, *plain = inputs
+    x, y, a, b, x_offsets, y_offsets, segments, coefficients, _, f, g, *plain = inputs
     bandwidth = output[1]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(bandwidth)
-    ctx.save_for_backward(x, y, a, b, x_offsets, y_offsets, coefficients, bandwidth, *output[_GRADIENTS])
+    ctx.save_for_backward(
+        x, y, a, b, x_offsets, y_offsets, coefficients, bandwidth, f, g, *output[_GRADIENTS]
+    )
     ctx.segments, ctx.plain = segments, plain
 
 
@@ -146,7 +151,7 @@ def hvp(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _saved_hvp(ctx: Any, tangents: Any, need: int) -> tuple[Tensor, ...]:
     """The product at the point that a context saved."""
-    x, y, a, b, x_offsets, y_offsets, coefficients, bandwidth = ctx.saved_tensors[:8]
+    x, y, a, b, x_offsets, y_offsets, coefficients, bandwidth, f, g = ctx.saved_tensors[:10]
     kernel_and_terms = ctx.plain[:-1]
     return hvp(
         x,
@@ -158,6 +163,8 @@ def _saved_hvp(ctx: Any, tangents: Any, need: int) -> tuple[Tensor, ...]:
         ctx.segments,
         coefficients,
         bandwidth,
+        f,
+        g,
         *kernel_and_terms,
         *tangents,
         need,
@@ -166,7 +173,11 @@ def _saved_hvp(ctx: Any, tangents: Any, need: int) -> tuple[Tensor, ...]:
 
 def _backward(ctx: Any, value_bar: Tensor | None, bandwidth_bar: None, *gradients_bar: Tensor | None) -> Any:
     x, y, _, _, x_offsets, y_offsets = ctx.saved_tensors[:6]
-    gradients, need = ctx.saved_tensors[8:], ctx.plain[-1]
+    gradients, need = ctx.saved_tensors[10:], ctx.plain[-1]
+    if any(ctx.needs_input_grad[9:11]):
+        raise RuntimeError(
+            "decoct: potentials are constants for kernel sums; differentiate through the weights"
+        )
     wanted = [bit for bit in range(4) if ctx.needs_input_grad[bit]]
     result: list[Tensor | None] = [None] * 4
     if value_bar is not None:
@@ -191,7 +202,7 @@ def _backward(ctx: Any, value_bar: Tensor | None, bandwidth_bar: None, *gradient
 _hvp_op = register(
     f"kernel_sums_hvp({_SCHEMA}, Tensor? tangent_x, Tensor? tangent_y, Tensor? tangent_a, Tensor? tangent_b, "
     "int need) -> (Tensor, Tensor, Tensor, Tensor)",
-    _hvp_implementation,
+    hessian_product,
     _hvp_fake,
     refuse(_NO_THIRD),
 )
@@ -209,7 +220,7 @@ class _HvpFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _transforms.forward(_hvp_implementation, _hvp_op, *arguments)
+        return _transforms.forward(hessian_product, _hvp_op, *arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -234,14 +245,14 @@ class _SumsFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         _setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:6], inputs[7], output[1], *output[_GRADIENTS])
+        ctx.save_for_forward(*inputs[:6], inputs[7], output[1], *inputs[9:11], *output[_GRADIENTS])
 
     backward = staticmethod(_backward)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         x_offsets, y_offsets = ctx.saved_tensors[4:6]
-        gradients, need = ctx.saved_tensors[8:], ctx.plain[-1]
+        gradients, need = ctx.saved_tensors[10:], ctx.plain[-1]
         total: Tensor | None = None
         for bit, tangent in enumerate(tangents[:4]):
             if tangent is None:

@@ -77,6 +77,8 @@ def kernel_matvec(
         problem.y_offsets,
         problem.segments,
         fixed_bandwidth(problem, length),
+        None,
+        None,
         *kernel.spec(problem.x.shape[1]).packed(),
     )
     out = out.reshape(*x.shape[:2], *columns) if batched else out.reshape(problem.x.shape[0], *columns)

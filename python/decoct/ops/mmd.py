@@ -178,6 +178,8 @@ def pair_sums(
         problem.segments,
         coefficients,
         bandwidth,
+        None,
+        None,
         *spec.packed(),
         terms,
         need,

@@ -1,0 +1,174 @@
+"""What a row of the table of ops is made of: inputs, samples, and refusals that ops on two clouds share."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+DEVICE = "cpu"
+"""Where ops of the table run; inputs and results are on the CPU all the same."""
+
+
+def rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64, shift: float = 0.0) -> Tensor:
+    """Standard normal rows, the same for the same shape and seed, representable in 16 bits."""
+    generator = torch.Generator().manual_seed(zlib.crc32(repr((shape, seed)).encode()))
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64) + shift
+    return drawn.bfloat16().to(dtype)
+
+
+def weights(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Positive weights that sum to about 1."""
+    return ((rows(*shape, seed=seed).abs() + 0.1) / shape[-1]).bfloat16().to(dtype)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call: tensors that may be differentiated, and the rest."""
+
+    name: str
+    tensors: dict[str, Tensor]
+    options: dict[str, Any]
+
+    def cast(self, dtype: torch.dtype, requires_grad: bool = False) -> dict[str, Any]:
+        """Arguments with fresh tensors; weights and vectors stay in the compute dtype of 16-bit rows."""
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        fresh = {}
+        for name, tensor in self.tensors.items():
+            target = dtype if name in ("x", "y") else compute
+            fresh[name] = tensor.detach().clone().to(target).requires_grad_(requires_grad)
+        return {**fresh, **self.options}
+
+
+@dataclass(frozen=True)
+class Op:
+    """A row of the table."""
+
+    name: str
+    public: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    samples: Callable[[], Iterator[Sample]]
+    errors: Callable[[], Iterator[tuple[type[Exception], str, dict[str, Any]]]]
+    scale: Callable[[dict[str, Any]], float]  # bounds the terms of which a value is made
+    variants: dict[str, dict[str, Any]]
+    invariant: tuple[str, ...]  # variants that a shift of all rows does not change
+    compiled: tuple[str, ...]  # samples that are compiled
+    length: str = "bandwidth"
+    solved_to: Callable[[torch.dtype], float] = lambda dtype: 0.0  # what the op iterates to
+    checked: Callable[..., Tensor] | None = None  # what refuses, where `public` stands for more than the op
+
+    def options(self, length: Any, variant: str | None = None) -> dict[str, Any]:
+        """A length and one of the variants, the first unless it is named."""
+        return {self.length: length, **self.variants[variant or next(iter(self.variants))]}
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the result has one entry for each row of x, not for each segment."""
+        return self.name in ("kernel_matvec", "apply_plan")
+
+    @property
+    def function(self) -> Callable[..., Tensor]:
+        """The public function, on DEVICE."""
+        return self.public if DEVICE == "cpu" else self._on_device
+
+    def _on_device(self, *positional: Any, **named: Any) -> Tensor:
+        def move(value: Any) -> Any:
+            here = isinstance(value, Tensor) and value.device.type == "cpu" and value.dtype != torch.int64
+            return value.to(DEVICE) if here else value
+
+        result = self.public(*map(move, positional), **{k: move(v) for k, v in named.items()})
+        return result.to("cpu")
+
+    def sample(self, name: str) -> Sample:
+        return next(sample for sample in self.samples() if sample.name == name)
+
+
+RAGGED = {"x_offsets": [0, 3, 3, 10, 41, 43], "y_offsets": [0, 5, 9, 9, 11, 19]}
+
+
+Errors = Iterator[tuple[type[Exception], str, dict[str, Any]]]
+
+
+FLOATS = "float64, float32, float16 or bfloat16"
+
+
+def cases(op: str) -> Callable[..., tuple[type[Exception], str, dict[str, Any]]]:
+    """Refusals of an op: type, exact message, arguments that differ from good ones."""
+    x, y = rows(10, 4), rows(6, 4)
+    extra = {"v": rows(6)} if op in ("kernel_matvec", "apply_plan") else {}
+    if op == "apply_plan":
+        extra |= {"f": rows(10), "g": rows(6)}
+
+    def case(
+        kind: type[Exception], message: str, **changes: Any
+    ) -> tuple[type[Exception], str, dict[str, Any]]:
+        return kind, f"{op}: {message}", {"x": x, "y": y, **extra, **changes}
+
+    return case
+
+
+def row_errors(op: str) -> Errors:
+    """Refusals that all ops on two clouds share."""
+    x, y, case, floats = rows(10, 4), rows(6, 4), cases(op), FLOATS
+    yield case(TypeError, "x must be a tensor, got list", x=[1.0])
+    yield case(TypeError, "y must be a tensor, got ndarray", y=y.numpy())
+    yield case(TypeError, f"x must be {floats}, got int64", x=torch.ones(10, 4, dtype=torch.int64))
+    yield case(TypeError, f"y must be {floats}, got bool", y=torch.ones(6, 4, dtype=torch.bool))
+    yield case(TypeError, f"x must be {floats}, got complex64", x=torch.ones(10, 4, dtype=torch.complex64))
+    yield case(ValueError, "y must be on the device of x, cpu, got meta", y=y.to("meta"))
+    yield case(ValueError, "x must be (N, D) or (B, N, D), got (4,)", x=x[0])
+    yield case(ValueError, "x must be at least one column wide, got (10, 0)", x=x[:, :0])
+    yield case(ValueError, "y must be (M, D) with D=4 as in x, got (6, 3)", y=y[:, :3])
+    yield case(ValueError, "y must be (M, D) with D=4 as in x, got (1, 6, 4)", y=y[None])
+    yield case(
+        ValueError,
+        "y must be (B, M, D) with B=2 and D=4 as in x, got (3, 6, 4)",
+        x=rows(2, 5, 4),
+        y=rows(3, 6, 4),
+    )
+    yield case(
+        ValueError, "x must be (N, D) with x_offsets, got (2, 5, 4)", x=rows(2, 5, 4), **ends([0, 5], [0, 6])
+    )
+    yield case(ValueError, "y_offsets must be given with x_offsets, got None", x_offsets=[0, 10])
+    yield case(ValueError, "x_offsets must be given with y_offsets, got None", y_offsets=[0, 6])
+    yield case(ValueError, "x_offsets must start at 0 and never fall, got [1, 10]", **ends([1, 10], [0, 6]))
+    yield case(
+        ValueError,
+        "y_offsets must start at 0 and never fall, got [0, 5, 4, 6]",
+        **ends([0, 10], [0, 5, 4, 6]),
+    )
+    yield case(ValueError, "x_offsets must end at N=10, the rows of x, got 9", **ends([0, 9], [0, 6]))
+    yield case(ValueError, "y_offsets must end at M=6, the rows of y, got 7", **ends([0, 10], [0, 7]))
+    yield case(
+        ValueError, "y_offsets must be (C+1,) with C=2 as in x_offsets, got (2,)", **ends([0, 3, 10], [0, 6])
+    )
+    yield case(ValueError, "x_offsets must be (C+1,), got (1, 2)", **ends(torch.tensor([[0, 10]]), [0, 6]))
+    yield case(ValueError, "x_offsets must be (C+1,), got (0,)", **ends([], [0, 6]))
+    yield case(TypeError, "x_offsets must be int64, got float32", **ends(torch.tensor([0.0, 10.0]), [0, 6]))
+    yield case(TypeError, "y_offsets must hold ints only, got [0, 6.0]", **ends([0, 10], [0, 6.0]))
+    yield case(
+        TypeError,
+        "x_offsets must be a tensor, a list of ints or decoct.Segments, got int",
+        **ends(10, [0, 6]),
+    )
+
+
+def ends(x_offsets: Any, y_offsets: Any) -> dict[str, Any]:
+    return {"x_offsets": x_offsets, "y_offsets": y_offsets}
+
+
+def weight_errors(op: str, shared: Callable[[str], Errors]) -> Errors:
+    case = cases(op)
+    yield from shared(op)
+    yield case(ValueError, "a must be (N,) with N=10 as in x, got (9,)", a=weights(9))
+    yield case(ValueError, "b must be (M,) with M=6 as in y, got (6, 1)", b=weights(6, 1))
+    batch = {"x": rows(2, 5, 4), "y": rows(2, 3, 4)}
+    yield case(ValueError, "a must be (B, N) with B=2 and N=5 as in x, got (5,)", **batch, a=weights(5))
+    yield case(TypeError, "a must be a tensor, got list", a=[0.1] * 10)
+    yield case(TypeError, f"b must be {FLOATS}, got int64", b=torch.ones(6, dtype=torch.int64))
+    yield case(ValueError, "a must be on the device of x, cpu, got meta", a=weights(10).to("meta"))
