@@ -9,213 +9,32 @@ bench/README.md says what the columns mean.
 
 from __future__ import annotations
 
-import argparse
-import fnmatch
-import json
-import os
-import subprocess
 import sys
-import tempfile
-import time
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
-import harness
+import mmd_cases
+import mmd_targets
 import peaks
-from cases import FULL, QUICK, Case
-from targets import verdicts
-
-ROW = Path(__file__).with_name("row.py")
-HEADER = ("", "time", "ratio", "share of bound", "extra memory", "error of value", "of gradient", "runs")
+import runner
 
 
-def _stage(
-    case: Case, threads: int, stage: str, skip: list[str], options: argparse.Namespace
-) -> dict[str, Any]:
-    """Run row.py; a contender that takes it beyond the limit is left out and the rest started again."""
-    stopped: dict[str, Any] = {}
-    environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
-    if stage == "memory":
-        environment |= harness.memory_environment()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "row.json"
-        while True:
-            job = {"case": asdict(case), "threads": threads, "stage": stage, "budget": options.budget}
-            job["skip"] = [*skip, *stopped]
-            command = [sys.executable, "-X", "faulthandler", str(ROW), json.dumps(job), str(out)]
-            out.unlink(missing_ok=True)
-            try:
-                ran = subprocess.run(
-                    command, capture_output=True, text=True, env=environment, timeout=options.limit
-                )
-                ended = f"ended with {ran.returncode}: {ran.stderr[-1500:]}" if ran.returncode else ""
-            except subprocess.TimeoutExpired:
-                ended = f"over {options.limit:g} s"
-            record = json.loads(out.read_text()) if out.exists() else {"running": None, "contenders": {}}
-            found: dict[str, Any] = record["contenders"]
-            if not ended:
-                return found | stopped
-            known = [*found, record["running"]]
-            if record["running"] is None or record["running"] in stopped or "seconds" in known:
-                return found | stopped | {"row": {"note": ended}}
-            if record["running"] in ("timing in turns", "exact answers"):
-                return found | stopped | {"row": {"note": f"{record['running']}: {ended}"}}
-            stopped[record["running"]] = {"note": ended}
+def _work(case: mmd_cases.Case, entry: runner.Entry) -> peaks.Work:
+    groups = max(case.groups, 1)
+    return peaks.mmd_work(case.rows_x, case.rows_y, case.columns, groups, entry["with_xx"])
 
 
-def run_row(case: Case, threads: int, with_memory: bool, options: argparse.Namespace) -> dict[str, Any]:
-    """Times, errors and, once for each case, memory of all contenders."""
-    contenders = _stage(case, threads, "time", [], options)
-    if with_memory:
-        failed = [name for name, entry in contenders.items() if "seconds" not in entry]
-        for name, entry in _stage(case, threads, "memory", failed, options).items():
-            if name in contenders and "memory" in entry:
-                contenders[name]["memory"] = entry["memory"]
-    return {"name": case.name, "case": asdict(case), "threads": threads, "contenders": contenders}
-
-
-def add_shares(row: dict[str, Any], rates: dict[str, Any] | None) -> None:
-    """Least time at the measured rates over the time taken; for ours."""
-    if rates is None:
-        return
-    case = Case(**row["case"])
-    for entry in row["contenders"].values():
-        if entry.get("ours") and "seconds" in entry:
-            groups = max(case.groups, 1)
-            work = peaks.mmd_work(case.rows_x, case.rows_y, case.columns, groups, entry["with_xx"])
-            entry["bound"] = work.seconds(rates)
-            entry["share"] = entry["bound"] / entry["seconds"]
-
-
-def _cells(name: str, entry: dict[str, Any], base: float | None) -> list[str]:
-    if "seconds" not in entry:
-        return [name, " ".join(entry.get("note", "-").split())[:80], *["-"] * (len(HEADER) - 2)]
-    error = entry.get("error", {})
-
-    def shown(key: str) -> str:
-        return "-" if error.get(key) is None else f"{error[key]:.1e}"
-
-    return [
-        name,
-        harness.show_seconds(entry["seconds"]),
-        f"{entry['seconds'] / base:.3g}" if base else "-",
-        f"{entry['share']:.2f}" if "share" in entry else "-",
-        harness.show_bytes(entry.get("memory")),
-        shown("value"),
-        shown("gradient"),
-        str(entry["runs"]),
-    ]
-
-
-def show(row: dict[str, Any]) -> str:
-    base = row["contenders"].get("decoct", {}).get("seconds")
-    body = [_cells(name, entry, base) for name, entry in row["contenders"].items()]
-    return f"\n### {row['name']}, {row['threads']} thread(s)\n\n{harness.table(HEADER, body)}"
-
-
-def validity(before: dict[int, Any] | None, after: dict[int, Any] | None) -> tuple[bool, str]:
-    """Whether the cores were ours alone, before and after."""
-    if before is None or after is None:
-        return False, "INVALID: no measured peaks"
-    scalings = [peaks.scaling(before), peaks.scaling(after)]
-    if None in scalings:
-        return False, "INVALID: one core only, two threads cannot be compared with one"
-    shown = " before and ".join(f"{value:.2f}" for value in scalings)
-    good = all(value >= peaks.SCALING_WANTED for value in scalings if value is not None)
-    text = f"two threads gave {shown} after, times one thread's FMA rate"
-    return good, text if good else f"INVALID, the cores were in use: {text} (wanted {peaks.SCALING_WANTED})"
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="toy sizes: shows that everything runs")
-    parser.add_argument(
-        "--rows", nargs="+", metavar="NAME", help="names or patterns of rows: '5000x*' '100x(256*'"
-    )
-    parser.add_argument("--list", action="store_true", help="print the names of the rows")
-    parser.add_argument("--threads", help="numbers of threads, with commas; default: all cores, then 1")
-    parser.add_argument("--budget", type=float, help="seconds for each contender of a row (3; quick: 0.2)")
-    parser.add_argument("--limit", type=float, default=900, help="seconds after which a row is stopped (900)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything measured here")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that PATH holds, add the others")
-    options = parser.parse_args(arguments)
-    options.budget = options.budget or (0.2 if options.quick else 3.0)
-    cores = os.cpu_count() or 1
-    try:
-        chosen = [int(part) for part in options.threads.split(",")] if options.threads else [cores, 1]
-    except ValueError:
-        parser.error(f"--threads takes numbers with commas, got {options.threads!r}")
-    if min(chosen) < 1:
-        parser.error(f"--threads takes positive numbers, got {options.threads!r}")
-    options.threads = list(dict.fromkeys(chosen))
-    cases = QUICK if options.quick else FULL
-    patterns = options.rows or ["*"]
-    if options.resume and not (options.json and options.json.is_file()):
-        parser.error("--resume takes the file of an earlier run: --json PATH")
-    options.cases = [case for case in cases if any(fnmatch.fnmatchcase(case.name, p) for p in patterns)]
-    if not options.cases:
-        names = ", ".join(case.name for case in cases)
-        parser.error(f"--rows {' '.join(patterns)} matches none of: {names}")
-    return options
-
-
-def _peaks(options: argparse.Namespace) -> tuple[dict[int, Any] | None, str]:
-    try:
-        return peaks.measure_all(options.threads), ""
-    except peaks.NoPeaks as reason:
-        return None, f"no peaks: {reason}"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    if options.list:
-        print("\n".join(case.name for case in options.cases))
-        return 0
-    start = time.perf_counter()
-    record: dict[str, Any] = {"machine": harness.machine(), "quick": options.quick, "rows": []}
-    if options.resume:
-        record["rows"] = json.loads(options.json.read_text())["rows"]
-    done = {(row["name"], row["threads"]) for row in record["rows"]}
-    before, reason = _peaks(options)
-    record["peaks_before"], record["note"] = before, reason
-    for number, threads in enumerate(options.threads):
-        for case in options.cases:
-            if (case.name, threads) in done:
-                continue
-            row = run_row(case, threads, with_memory=number == 0, options=options)
-            row["commit"] = record["machine"]["commit"]
-            add_shares(row, before[threads] if before else None)
-            record["rows"].append(row)
-            print(show(row), flush=True)
-            if options.json:
-                harness.write_json(options.json, record)
-    after, _ = _peaks(options)
-    record["peaks_after"] = after
-    if before and after:
-        rates = peaks.higher(before, after)
-        for row in record["rows"]:
-            add_shares(row, rates.get(row["threads"]))
-        record["peaks"] = rates
-        for threads, found in rates.items():
-            fma, exp, read = (found[key] / 1e9 for key in ("fma", "exp", "read"))
-            print(
-                f"\npeaks, {threads} thread(s), G/s: FMA {fma:.0f} FLOP, exp {exp:.1f}, read {read:.1f} bytes"
-            )
-        print("\nshares of the bound, with the higher of the peaks before and after:")
-        for row in record["rows"]:
-            shares = [f"{e['share']:.2f}" for e in row["contenders"].values() if "share" in e]
-            print(f"  {row['name']}, {row['threads']} thread(s): {', '.join(shares)}")
-    record["valid"], record["validity"] = validity(before, after)
-    record["targets"] = verdicts(record["rows"])
-    if record["targets"]:
-        print("\n" + harness.table(("target", "wanted", "reached", "met"), record["targets"]))
-    record["seconds"] = time.perf_counter() - start
-    if options.json:
-        harness.write_json(options.json, record)
-    print(f"\n{record['validity']}{'; ' + reason if reason else ''}; {record['seconds']:.0f} s in all")
-    return 0
-
+OP = runner.Op(
+    name="mmd",
+    text=__doc__ or "",
+    full=mmd_cases.FULL,
+    quick=mmd_cases.QUICK,
+    case=mmd_cases.Case,
+    work=_work,
+    columns=(
+        ("error of value", lambda entry: entry.get("error", {}).get("value")),
+        ("of gradient", lambda entry: entry.get("error", {}).get("gradient")),
+    ),
+    verdicts=mmd_targets.verdicts,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(runner.main(OP))

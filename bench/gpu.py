@@ -29,8 +29,8 @@ from typing import Any
 
 import gpu_jobs
 import harness
+from contenders import OURS
 from gpu_timings import NO_TIME, listed
-from targets import OURS
 
 HERE = Path(__file__).resolve().parent
 TESTS = ("test_contract.py", "test_mmd.py")

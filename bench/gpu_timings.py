@@ -22,10 +22,11 @@ import torch
 
 import harness
 import peaks
-from cases import FULL, Case, Exact, errors, exact
-from contenders import Call, Contender, contenders_for
+from contenders import OURS, Call, Contender
 from gpu_device import CHAIN, Device, open_device
-from targets import OURS, SPEED
+from mmd_cases import FULL, Case, Exact, errors, exact
+from mmd_contenders import contenders_for
+from mmd_targets import SPEED
 
 Rates = dict[str, float | None]
 HEADER = (

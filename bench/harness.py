@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("decoct", "torch", "numpy", "geomloss", "pykeops")
+PACKAGES = ("decoct", "torch", "numpy", "geomloss", "pykeops", "POT", "ott-jax", "jax")
 
 
 def once(call: Callable[[], Any]) -> float:

@@ -98,3 +98,31 @@ def mmd_work(rows_x: int, rows_y: int, columns: int, groups: int = 1, with_xx: b
         exps=groups * float(cross + synthetic + real),
         bytes=groups * 4.0 * columns * (rows_x + 2 * rows_y),
     )
+
+
+CACHED = 4 << 20
+"""Bytes of scores that decoct keeps whatever its budget."""
+
+
+def sinkhorn_work(
+    rows_x: int,
+    rows_y: int,
+    columns: int,
+    passes: float,
+    groups: int = 1,
+    with_xx: bool = False,
+    budget: int = 0,
+) -> Work:
+    """Work of `groups` debiased Sinkhorn divergences with the gradient of y, each term in `passes` passes.
+
+    One exponential for each pair and pass, one product for each pair: once where the scores of a term may be
+    kept, else in every pass; and one product for each side that is differentiated. Symmetric terms: half the
+    pairs."""
+    cross, synthetic, real = rows_x * rows_y, rows_y * rows_y / 2, rows_x * rows_x / 2 if with_xx else 0.0
+    pairs = cross + synthetic + real
+    kept = 4 * max(rows_x, rows_y) ** 2 <= max(CACHED, budget)
+    return Work(
+        flops=groups * 2.0 * columns * (pairs * (1 if kept else passes) + cross + 2 * synthetic),
+        exps=groups * pairs * passes,
+        bytes=groups * 4.0 * columns * (rows_x + 2 * rows_y),
+    )

@@ -1,6 +1,6 @@
-"""Times one case with one number of threads, in a process of its own: started by bench_mmd.py.
+"""Times one case with one number of threads, in a process of its own: started by runner.py.
 
-    python row.py '{"case": {...}, "threads": 2, "stage": "time", "budget": 3, "skip": []}' OUT
+    python row.py '{"op": "mmd", "case": {...}, "threads": 2, "stage": "time", "budget": 3, "skip": []}' OUT
 
 OUT is written again after each step, so that what was measured survives when the process is stopped; its
 `running` names the contender that was at work.
@@ -8,6 +8,7 @@ OUT is written again after each step, so that what was measured survives when th
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -16,14 +17,15 @@ from typing import Any
 import torch
 
 import harness
-from cases import Case, errors, exact
-from contenders import Call, Contender, contenders_for
+from contenders import Call, Contender
 
 Report = dict[str, dict[str, Any]]
 
 
-def _built(contender: Contender, case: Case, x: torch.Tensor, y: torch.Tensor) -> Call | str:
+def _built(contender: Contender, case: Any, x: torch.Tensor, y: torch.Tensor) -> Call | str:
     """Or the reason why there is none."""
+    if reason := contender.too_large(case):
+        return f"too large: {reason}"
     try:
         return contender.build(case, x, y)
     except ImportError as missing:
@@ -34,7 +36,9 @@ def _built(contender: Contender, case: Case, x: torch.Tensor, y: torch.Tensor) -
 
 def main(job: dict[str, Any], out: Path) -> None:
     torch.set_num_threads(job["threads"])
-    case = Case(**job["case"])
+    cases = importlib.import_module(f"{job['op']}_cases")
+    case = cases.Case(**job["case"])
+    contenders = importlib.import_module(f"{job['op']}_contenders")
     x, y = case.rows()
     report: Report = {}
 
@@ -44,12 +48,12 @@ def main(job: dict[str, Any], out: Path) -> None:
     ready: dict[str, Call] = {}
     results: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     first: dict[str, float] = {}
-    listed = [c for c in contenders_for(case) if c.name not in job["skip"]]
+    listed = [c for c in contenders.contenders_for(case) if c.name not in job["skip"]]
     for contender in listed:
         name = contender.name
         write(name)
         call = _built(contender, case, x, y)
-        entry: dict[str, Any] = {"with_xx": contender.with_xx, "ours": contender.ours}
+        entry: dict[str, Any] = contender.record()
         report[name] = entry
         if isinstance(call, str):
             entry["note"] = call
@@ -71,11 +75,12 @@ def main(job: dict[str, Any], out: Path) -> None:
         for name, samples in harness.interleave(ready, first, job["budget"]).items():
             report[name].update(harness.summary(samples))
         write("exact answers")
-        answers = exact(case, x, y)
+        answers = cases.exact(case, x, y)
         for contender in listed:
-            if contender.name in results:
-                values, gradient = (part * contender.factor for part in results[contender.name])
-                report[contender.name]["error"] = errors(answers, values, gradient, contender.with_xx)
+            name = contender.name
+            if name in results:
+                report[name] |= cases.assessed(answers, contender, case, x, y, results[name])
+                write("exact answers")
     write(None)
 
 

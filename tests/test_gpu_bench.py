@@ -135,8 +135,8 @@ def test_wrong_results_are_not_timed(bench: Path) -> None:
     import torch
 
     import gpu_timings
-    from cases import QUICK, exact
-    from contenders import DENSE
+    from mmd_cases import QUICK, exact
+    from mmd_contenders import DENSE
 
     case, peer = QUICK[0], DENSE[3]
     x, y = case.rows()
@@ -151,7 +151,7 @@ def test_wrong_results_are_not_timed(bench: Path) -> None:
 
 def test_every_case_of_bench_mmd_is_timed(bench: Path) -> None:
     import gpu_timings
-    from cases import FULL
+    from mmd_cases import FULL
 
     rows = gpu_timings.listed()
     assert {row.case for row in rows if row.precision == "highest" and not row.built} == set(FULL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,6 +106,14 @@ def exact(case: Case, x: Tensor, y: Tensor, groups: int = 10, checked_rows: int 
         means = (None, None) if huge else (xy / (n * m), yy / m**2)
         answers.append(Exact(group, xx, *means, group * m + wanted, gradient))
     return answers
+
+
+def assessed(
+    answers: list[Exact], contender: Any, case: Case, x: Tensor, y: Tensor, result: tuple[Tensor, Tensor]
+) -> dict[str, Any]:
+    """What is known of a contender's result beside its time."""
+    values, gradient = (part * contender.factor for part in result)
+    return {"error": errors(answers, values, gradient, contender.with_xx)}
 
 
 def errors(answers: list[Exact], values: Tensor, gradient: Tensor, with_xx: bool) -> dict[str, float | None]:

@@ -1,0 +1,83 @@
+"""What the CPU benchmarks share, and the Sinkhorn rows at toy size."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The benchmarks' modules, importable."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    return BENCH
+
+
+def test_a_process_that_makes_no_progress_is_stopped(bench: Path, tmp_path: Path) -> None:
+    import runner
+
+    out = tmp_path / "out"
+    steps = "[(Path(sys.argv[1]).write_text('x'), time.sleep(0.6)) for _ in range(4)]"
+    code = f"import sys, time; from pathlib import Path; {steps}; time.sleep(60)"
+    assert runner._ended([sys.executable, "-c", code, str(out)], {}, out, 2.0) == "over 2 s"
+    assert runner._ended([sys.executable, "-c", "pass"], {}, out, 60.0) == ""
+    died = runner._ended([sys.executable, "-c", "import sys; sys.exit('why')"], {}, out, 60.0)
+    assert died == "ended with 1: why\n"
+
+
+def test_the_bound_of_a_sinkhorn_divergence(bench: Path) -> None:
+    import peaks
+
+    kept = peaks.sinkhorn_work(1000, 500, 64, 9.0, with_xx=True)
+    pairs = 1000 * 500 + 500**2 / 2 + 1000**2 / 2
+    assert kept.exps == 9 * pairs
+    assert kept.flops == 128 * (pairs + 1000 * 500 + 500**2)
+    again = peaks.sinkhorn_work(5000, 500, 64, 9.0)
+    assert again.flops == 128 * (10 * 5000 * 500 + 9 * 500**2 / 2 + 500**2)
+    assert peaks.sinkhorn_work(5000, 500, 64, 9.0, budget=2**28).flops < again.flops
+
+
+def test_exact_transport_solves_the_problem(bench: Path) -> None:
+    """On the line it is that of sorted points, but for eps times an entropy."""
+    import sinkhorn_exact
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(30, 1, generator=generator, dtype=torch.float64) for _ in range(2))
+    blur = 0.3
+    start = sinkhorn_exact.annealed(x, y, 8.0, blur, 0.9)
+    found = sinkhorn_exact.converged(start, 1e-7)
+    wanted = (x.sort(0).values - y.sort(0).values).square().mean() / 2
+    value, _ = found.value(with_xx=False, debias=False)
+    assert 0 <= value - wanted <= blur**2 * torch.log(torch.tensor(30.0))
+    assert found.missed(found.f, found.g) < 1e-6 < found.missed(start.f, start.g)
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["dense", "ragged"])
+def test_a_sinkhorn_row(bench: Path, tmp_path: Path, number: int) -> None:
+    """Peers are there or say that they are not; ours has what the tables and targets need."""
+    import bench_sinkhorn
+    import row
+
+    case = bench_sinkhorn.OP.quick[number]
+    fields = {"rows_x": 40, "rows_y": 30, "columns": case.columns, "groups": case.groups}
+    out = tmp_path / "row.json"
+    job = {"op": "sinkhorn", "case": fields, "threads": 2, "stage": "time", "budget": 0.01, "skip": []}
+    row.main(job, out)
+    found = json.loads(out.read_text())["contenders"]
+    for entry in found.values():
+        assert "seconds" in entry or "not installed" in entry["note"], entry
+    for name in ("decoct", "decoct, costs kept", "decoct, no real-real"):
+        assert max(found[name]["rounding"].values()) < 1e-5
+        assert found[name]["passes"] == 9
+        assert bench_sinkhorn.OP.work(bench_sinkhorn.OP.case(**fields), found[name]) is not None
+    to_tol = found["decoct, to tol"]
+    assert to_tol["marginal"] < 2e-3 < found["decoct"]["marginal"]
+    assert to_tol["of_neighbours"] > -1e-6
+    whole = {"name": "toy", "case": fields, "threads": 2, "contenders": found}
+    assert all(met == "yes" for *_, met in bench_sinkhorn.OP.verdicts([whole]))
