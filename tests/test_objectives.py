@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import decoct
 from decoct.augment import Augmentation
 from decoct.kernels import Gaussian
 from decoct.objectives import (
@@ -19,6 +20,7 @@ from decoct.objectives import (
     NetFeatures,
     Objective,
     PublicSource,
+    Sinkhorn,
     StoredSource,
     counts_to_offsets,
     reduce_groups,
@@ -194,6 +196,38 @@ def test_mmd_of_equal_measures_is_zero_and_masses_count():
         torch.cat([x, x[:1]]), mass=torch.full((6,), 0.2) * torch.tensor([0.5, 1, 1, 1, 1, 0.5])
     )
     assert float(MMD("gaussian", 1.0, real_term=True)(Measure(x), doubled)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+@pytest.mark.parametrize("p", [1, 2])
+def test_sinkhorn_equals_a_loop_over_groups_and_the_real_term_moves_nothing(p, relative):
+    gradients = []
+    for real_term in (True, False):
+        ctx = context()
+        value = Match(Sinkhorn(p, 0.3, relative=relative, real_term=real_term))(ctx)
+        gradients.append(torch.autograd.grad(value, ctx.synthetic.x)[0])
+        if real_term:
+            whole = value.item()
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    assert gradients[0].abs().max() > 0.01
+    ctx, total = context(), 0.0
+    real = ctx.real_view("real")
+    for group in range(3):
+        x, y = real.select([group]).x, ctx.synthetic.select([group]).x
+        unit = float(decoct.mean_bandwidth(x, y)) * 2**0.5 if relative else 1.0
+        total += decoct.sinkhorn_divergence(x, y, p=p, blur=0.3 * unit).item()
+    assert whole == pytest.approx(total, rel=1e-4)
+
+
+def test_sinkhorn_of_equal_measures_is_zero_and_does_not_depend_on_units():
+    x = torch.randn(9, 3, generator=torch.Generator().manual_seed(1))
+    y = torch.randn(4, 3, generator=torch.Generator().manual_seed(2))
+    assert float(Sinkhorn(real_term=True)(Measure(x), Measure(x))) == pytest.approx(0, abs=1e-5)
+    value = Sinkhorn(real_term=True)(Measure(x), Measure(y))
+    scaled = Sinkhorn(real_term=True)(Measure(100 * x), Measure(100 * y))
+    assert float(scaled) == pytest.approx(1e4 * float(value), rel=1e-4)
+    with pytest.raises(ValueError, match="real_term"):
+        Match(Sinkhorn(), reduction="max")
 
 
 def test_absent_groups_cost_nothing_and_get_no_gradient():

@@ -56,6 +56,12 @@ def register(subparsers: Any) -> None:
     )
     add("--kernel", choices=KERNELS, help="kernel of --method mmd (default: gaussian, five lengths)")
     add("--bandwidth", type=_bandwidth, help="length of the kernel: a number, mean (default) or median")
+    add("--blur", type=_positive, help="of --method sinkhorn, in mean distances (default: 0.1)")
+    add(
+        "--reach",
+        type=_positive,
+        help="of --method sinkhorn: transport no mass much further (default: all mass)",
+    )
     add(
         "--features",
         help="where to compare: identity, convnet (random networks; an MLP on vectors), both, "
@@ -152,11 +158,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _recipe(arguments: argparse.Namespace, dataset: Dataset) -> Recipe:
     recipe = default_recipe(arguments.method, dataset.shape)
+    for name in ("blur", "reach"):
+        if arguments.method != "sinkhorn" and getattr(arguments, name) is not None:
+            raise ValueError(f"--{name} belongs to --method sinkhorn, got --method {arguments.method}")
+    if arguments.method == "sinkhorn" and (arguments.kernel or arguments.bandwidth) is not None:
+        raise ValueError("--kernel and --bandwidth belong to --method mmd, got --method sinkhorn")
     if arguments.method == "dm" and arguments.kernel not in (None, "linear"):
         raise ValueError(
             f"--kernel belongs to --method mmd; dm has the linear kernel, got {arguments.kernel}"
         )
-    names = ("kernel", "bandwidth", "steps", "lr", "batch_real", "init", "augment", "bf16")
+    names = ("kernel", "bandwidth", "blur", "reach", "steps", "lr", "batch_real", "init", "augment", "bf16")
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.updates is not None:
         changes["updates"] = arguments.updates.replace("-", "_")
@@ -270,9 +281,16 @@ def _features(text: str) -> dict[str, float]:
 def _bandwidth(text: str) -> float | str:
     if text in ("mean", "median"):
         return text
+    try:
+        return _positive(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"must be positive, mean or median, got {text}") from None
+
+
+def _positive(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be positive, mean or median, got {text}")
+        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
     return number
 
 

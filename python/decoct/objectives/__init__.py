@@ -1,7 +1,7 @@
 """What is minimised: objectives over a step's context, discrepancies between measures first among them."""
 
 from .context import Context, seeded
-from .discrepancies import MMD
+from .discrepancies import MMD, Sinkhorn
 from .features import FeatureMap, Identity, NetFeatures
 from .match import Match
 from .measure import Measure, counts_to_offsets
@@ -20,6 +20,7 @@ __all__ = [
     "NetFeatures",
     "Objective",
     "PublicSource",
+    "Sinkhorn",
     "Source",
     "Statistic",
     "StoredSource",

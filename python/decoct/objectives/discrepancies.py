@@ -11,7 +11,7 @@ import decoct
 from ..kernels import Kernel, resolve
 from .measure import Measure
 
-__all__ = ["MMD"]
+__all__ = ["MMD", "Sinkhorn"]
 
 Bandwidth = Literal["mean", "median"]
 
@@ -54,3 +54,61 @@ class MMD(nn.Module):
 
     def extra_repr(self) -> str:
         return f"kernel={self.kernel!r}, bandwidth={self.bandwidth!r}, real_term={self.real_term}"
+
+
+class Sinkhorn(nn.Module):
+    """Sinkhorn divergence of every group, all groups in one call of `decoct.sinkhorn_divergence`.
+
+    p, blur, reach, scaling, debias: as in `decoct.sinkhorn_divergence`.
+    relative: `blur` and `reach` are in units of the root mean squared distance of a group's rows, real and
+    synthetic together, a constant for autograd: the same number then suits the rows and the features of any
+    network. The value is in the rows' own units either way.
+    real_term: compute the transport of the real rows to themselves too. Without it (the default) a value is
+    the divergence less a number that does not depend on the synthetic rows. Keep it where values of groups
+    are compared or shown.
+    """
+
+    def __init__(
+        self,
+        p: int = 2,
+        blur: float = 0.1,
+        *,
+        relative: bool = True,
+        reach: float | None = None,
+        scaling: float = 0.5,
+        debias: bool = True,
+        real_term: bool = False,
+    ) -> None:
+        super().__init__()
+        self.p, self.blur, self.reach, self.scaling, self.debias = p, blur, reach, scaling, debias
+        self.relative, self.real_term = relative, real_term or not debias
+
+    def forward(self, real: Measure, synthetic: Measure) -> Tensor:
+        x, y = real.x, synthetic.x
+        unit: Tensor | None = None
+        if self.relative:
+            groups = {"x_offsets": real.groups, "y_offsets": synthetic.groups}
+            unit = decoct.mean_bandwidth(x.detach(), y.detach(), **groups) * 2**0.5
+            x, y = (
+                rows / unit.repeat_interleave(measure.counts.to(unit.device), output_size=len(rows))[:, None]
+                for rows, measure in ((x, real), (y, synthetic))
+            )
+        value = decoct.sinkhorn_divergence(
+            x,
+            y,
+            a=real.mass,
+            b=synthetic.mass,
+            x_offsets=real.groups,
+            y_offsets=synthetic.groups,
+            p=self.p,
+            blur=self.blur,
+            reach=self.reach,
+            scaling=self.scaling,
+            debias=self.debias,
+            xx=None if self.real_term or not self.debias else False,
+        )
+        return value if unit is None else value * unit**self.p
+
+    def extra_repr(self) -> str:
+        options = f"reach={self.reach}, relative={self.relative}, debias={self.debias}"
+        return f"p={self.p}, blur={self.blur}, {options}"
