@@ -179,18 +179,24 @@ class Layout:
     HEADER = np.dtype(
         [
             (name, "i4")
-            for name in ("version", "words", "need", "terms", "tasks", "rounds", "chunks", "unused")
+            for name in ("version", "words", "need", "terms", "tasks", "rounds", "chunks", "kept_mebibytes")
         ]
         + [
             (name, "i4")
             for name in ("path", "finish", "values", "slab_rows", "scratch_tasks", "scratch_shape")
         ]
+        + [
+            (name, "i4")
+            for name in ("transports", "kept", "transport_tasks", "kept_tasks", "steps", "kept_rows")
+        ]
+        + [(name, "i8") for name in ("costs", "sums")]
     )
     ROUND = np.dtype([(name, "i4") for name in ("stage", "shape", "first", "count", "scores", "unused")])
     SEGMENT = np.dtype(
         [("x_begin", "i8"), ("y_begin", "i8")]
         + [(name, "i4") for name in ("n", "m", "first_chunk", "chunks", "first_value", "values")]
         + [(name, "i4") for name in ("x_slab", "y_slab", "x_slabs", "y_slabs")]
+        + [(name, "i4") for name in ("x_cross_slabs", "y_cross_slabs")]
     )
     TASK = np.dtype([(name, "i4") for name in ("segment", "flags", "i0", "i1", "j0", "j1", "slab", "value")])
     CHUNK = np.dtype([(name, "i4") for name in ("segment", "on_x", "begin", "end")])
@@ -365,6 +371,7 @@ def test_both_modules_lay_work_out_alike() -> None:
             (ends[0].numpy().tobytes(), ends[1].numpy().tobytes()),
             (_backend.Y, ALL_TERMS),
             1,
+            0,
             1,
             torch.device("cpu"),
         )

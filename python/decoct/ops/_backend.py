@@ -21,7 +21,6 @@ __all__ = [
     "compute_dtype",
     "dtype_name",
     "engine_kernel",
-    "has_function",
     "offsets_or_uniform",
     "readable",
     "release_scratch",
@@ -70,14 +69,6 @@ def backend_for(op: str, device: torch.device) -> ModuleType | Any:
             "(or pass x.cpu())"
         )
     raise RuntimeError(f"{op}: no kernels for device {device}; pass x.cpu()")
-
-
-def has_function(op: str, name: str, device: torch.device) -> None:
-    """A RuntimeError where the engine of a device lacks a function."""
-    if not hasattr(backend_for(op, device), name):
-        raise RuntimeError(
-            f"{op}: this build of decoct has no {name} kernels for device {device}; pass x.cpu()"
-        )
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

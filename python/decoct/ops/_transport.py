@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from decoct.ops._backend import XX, XY, YY, X, Y, dtype_name, has_function
+from decoct.ops._backend import XX, XY, YY, X, Y, dtype_name
 from decoct.ops._plan import Settings, uniform
 from decoct.ops._problem import Offsets, Problem, check_tensor, is_nested, prepare
 from decoct.ops._rows import lengths, segment_totals
@@ -265,7 +265,6 @@ def transport(
     """Checks the arguments of a solver. `pooled`: without a diameter that of the box around all segments."""
     settings = check_options(op, **options)
     problem = prepare(op, x, y, a, b, x_offsets, y_offsets)
-    has_function(op, "sinkhorn", problem.x.device)
     if 0 < settings.tolerance < FLOOR and problem.dtype == torch.float32:
         raise ValueError(f"{op}: tol must be at least {FLOOR:g} for rows below float64, got {options['tol']}")
     debias = options["debias"]
