@@ -5,10 +5,8 @@
 
 namespace cases {
 
-using reference::kLabelCosts;
 using reference::kLabels;
 using reference::TransportCase;
-using reference::TransportReference;
 
 template <class T>
 struct TransportResults {
@@ -44,34 +42,8 @@ struct TransportResults {
 template <class T>
 TransportResults<T> run_transport(Problem<T>& p, const TransportCase& test, Precision precision) {
   TransportResults<T> out(p, test);
-  std::vector<int64_t> labels[2];
-  for (const bool on_x : {true, false}) {
-    const std::vector<int64_t>& offsets = on_x ? p.x_offsets : p.y_offsets;
-    for (size_t c = 0; c < p.segments.size(); ++c)
-      for (int64_t i = 0; i < offsets[c + 1] - offsets[c]; ++i)
-        labels[!on_x].push_back(TransportReference::label(on_x ? 0 : 2, (int)i));
-  }
-  std::vector<double> costs(kLabelCosts, kLabelCosts + kLabels * kLabels);
-  SinkhornArguments a{};
-  Kernel kernel;
-  kernel.profile = test.power == 2 ? Profile::gaussian : Profile::laplacian;
-  a.clouds = p.clouds(kernel, nullptr);
-  if (test.labels) {
-    a.x_labels = {labels[0].data(), (int64_t)labels[0].size(), 1, 1, DType::int64};
-    a.y_labels = {labels[1].data(), (int64_t)labels[1].size(), 1, 1, DType::int64};
-    a.label_cost = {costs.data(), kLabels, kLabels, kLabels, DType::float64};
-  }
-  a.blur = test.blur;
-  a.scaling = test.scaling;
-  a.diameter = test.diameter;
-  a.reach_x = test.reach_x;
-  a.reach_y = test.reach_y;
-  a.mass = test.mass;
-  a.tolerance = test.tolerance;
-  a.max_iterations = test.max_iterations;
-  a.warm = test.warm;
-  a.need = test.need;
-  a.terms = test.terms;
+  reference::TransportInput input(test, p.segments, p.clouds(reference::transport_kernel(test), nullptr));
+  SinkhornArguments& a = input.arguments;
   a.value = out.value.data();
   a.error = out.error.data();
   a.iterations = out.iterations.data();

@@ -176,6 +176,46 @@ struct TransportReference {
   }
 };
 
+// The numbers of a case, and labels counted from 0 for x and from 2 for y, as the engine takes them.
+struct TransportInput {
+  std::vector<int64_t> labels[2];
+  decoct::SinkhornArguments arguments{};
+
+  TransportInput(const TransportCase& test, const std::vector<Segment>& segments,
+                 const decoct::Clouds& clouds) {
+    for (const bool on_x : {true, false})
+      for (const Segment& s : segments)
+        for (int i = 0; i < (on_x ? s.n : s.m); ++i)
+          labels[!on_x].push_back(TransportReference::label(on_x ? 0 : 2, i));
+    decoct::SinkhornArguments& a = arguments;
+    a.clouds = clouds;
+    if (test.labels) {
+      const decoct::DType type = decoct::DType::int64;
+      a.x_labels = {labels[0].data(), (int64_t)labels[0].size(), 1, 1, type};
+      a.y_labels = {labels[1].data(), (int64_t)labels[1].size(), 1, 1, type};
+      a.label_cost = {(void*)kLabelCosts, kLabels, kLabels, kLabels, decoct::DType::float64};
+    }
+    a.blur = test.blur;
+    a.scaling = test.scaling;
+    a.diameter = test.diameter;
+    a.reach_x = test.reach_x;
+    a.reach_y = test.reach_y;
+    a.mass = test.mass;
+    a.tolerance = test.tolerance;
+    a.max_iterations = test.max_iterations;
+    a.warm = test.warm;
+    a.need = test.need;
+    a.terms = test.terms;
+  }
+  TransportInput(const TransportInput&) = delete;
+};
+
+inline Kernel transport_kernel(const TransportCase& test) {
+  Kernel kernel;
+  kernel.profile = test.power == 2 ? Profile::gaussian : Profile::laplacian;
+  return kernel;
+}
+
 // What a segment comes to: of the cross term f and g, of the self terms f_self and g_self; derivatives of
 // all.
 struct TransportSolution {

@@ -8,10 +8,8 @@ void test_transport();
 
 namespace {
 
-using reference::kLabelCosts;
 using reference::kLabels;
 using reference::TransportCase;
-using reference::TransportReference;
 using reference::TransportSolution;
 
 // What a warm start starts from.
@@ -46,33 +44,10 @@ Found<T> run(Problem<T>& p, const TransportCase& test, int threads, int64_t budg
                std::vector<T>(m),
                unwritten<T>(test.need & kNeedX ? n * p.shape.dim : 0),
                unwritten<T>(test.need & kNeedY ? m * p.shape.dim : 0)};
-  std::vector<int64_t> labels[2];
-  for (const bool on_x : {true, false})
-    for (const reference::Segment& s : p.segments)
-      for (int i = 0; i < (on_x ? s.n : s.m); ++i)
-        labels[!on_x].push_back(TransportReference::label(on_x ? 0 : 2, i));
   for (std::vector<T>* all : {&out.f, &out.g, &out.f_self, &out.g_self})
     for (size_t i = 0; i < all->size() && test.warm; ++i) (*all)[i] = (T)first_potential((int64_t)i);
-  SinkhornArguments a{};
-  Kernel kernel;
-  kernel.profile = test.power == 2 ? Profile::gaussian : Profile::laplacian;
-  a.clouds = p.clouds(kernel, nullptr);
-  if (test.labels) {
-    a.x_labels = {labels[0].data(), (int64_t)n, 1, 1, DType::int64};
-    a.y_labels = {labels[1].data(), (int64_t)m, 1, 1, DType::int64};
-    a.label_cost = {(void*)kLabelCosts, kLabels, kLabels, kLabels, DType::float64};
-  }
-  a.blur = test.blur;
-  a.scaling = test.scaling;
-  a.diameter = test.diameter;
-  a.reach_x = test.reach_x;
-  a.reach_y = test.reach_y;
-  a.mass = test.mass;
-  a.tolerance = test.tolerance;
-  a.max_iterations = test.max_iterations;
-  a.warm = test.warm;
-  a.need = test.need;
-  a.terms = test.terms;
+  reference::TransportInput input(test, p.segments, p.clouds(reference::transport_kernel(test), nullptr));
+  SinkhornArguments& a = input.arguments;
   a.value = out.value.data();
   a.error = out.error.data();
   a.iterations = out.iterations.data();

@@ -159,49 +159,13 @@ _pushed_op = register(
 )
 
 
-class _Function(torch.autograd.Function):
-    """`sinkhorn_implicit` without the dispatcher, under torch.func."""
-
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _transforms.forward(_implementation, _op, *arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    backward = staticmethod(refuse(_NO_THIRD))
-    jvp = staticmethod(refuse(_NO_THIRD))
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> Any:
-        folded = _transforms.fold(_LAYOUT, info.batch_size, dims, arguments)
-        return _transforms.unfold(info.batch_size, _transforms.run(_Function, *folded))
+_Function = _transforms.terminal(_implementation, _op, _LAYOUT, refuse(_NO_THIRD))
+_PushedFunction = _transforms.terminal(_pushed_implementation, _pushed_op, _PUSHED_LAYOUT, refuse(_NO_THIRD))
 
 
 def implicit(*arguments: Any) -> tuple[Tensor, ...]:
     """Cotangents of x, y, a and b from those of the potentials and of the derivatives by the points."""
     return _transforms.call(_Function, _op, *arguments)  # type: ignore[no-any-return]
-
-
-class _PushedFunction(torch.autograd.Function):
-    """`sinkhorn_pushed` without the dispatcher, under torch.func."""
-
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _transforms.forward(_pushed_implementation, _pushed_op, *arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    backward = staticmethod(refuse(_NO_THIRD))
-    jvp = staticmethod(refuse(_NO_THIRD))
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> Any:
-        folded = _transforms.fold(_PUSHED_LAYOUT, info.batch_size, dims, arguments)
-        return _transforms.unfold(info.batch_size, _transforms.run(_PushedFunction, *folded))
 
 
 def pushed(*arguments: Any) -> tuple[Tensor, ...]:

@@ -215,24 +215,7 @@ _sums_op = register(
 )
 
 
-class _HvpFunction(torch.autograd.Function):
-    """`kernel_sums_hvp` without the dispatcher, under torch.func and forward-mode AD."""
-
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _transforms.forward(hessian_product, _hvp_op, *arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    backward = staticmethod(refuse(_NO_THIRD))
-    jvp = staticmethod(refuse(_NO_THIRD))
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> Any:
-        folded = _transforms.fold(_LAYOUT + "rrrr-", info.batch_size, dims, arguments)
-        return _transforms.unfold(info.batch_size, _transforms.run(_HvpFunction, *folded))
+_HvpFunction = _transforms.terminal(hessian_product, _hvp_op, _LAYOUT + "rrrr-", refuse(_NO_THIRD))
 
 
 class _SumsFunction(torch.autograd.Function):

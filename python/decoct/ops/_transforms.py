@@ -114,6 +114,31 @@ def run(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     return function.apply(*arguments)
 
 
+def terminal(
+    implementation: Callable[..., Any], op: Any, layout: str, refusal: Callable[..., Any]
+) -> type[torch.autograd.Function]:
+    """The autograd function of a registered op whose derivatives are not offered: asking for one calls
+    `refusal`."""
+
+    class Terminal(torch.autograd.Function):
+        @staticmethod
+        def forward(*arguments: Any) -> Any:
+            return forward(implementation, op, *arguments)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            pass
+
+        backward = staticmethod(refusal)
+        jvp = staticmethod(refusal)
+
+        @staticmethod
+        def vmap(info: Any, dims: Any, *arguments: Any) -> Any:
+            return unfold(info.batch_size, run(Terminal, *fold(layout, info.batch_size, dims, arguments)))
+
+    return Terminal
+
+
 def needs_gradient(tensor: Tensor | None) -> bool:
     """True where any kind of differentiation in progress asks for this tensor's derivative."""
     if tensor is None:
