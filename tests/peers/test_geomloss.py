@@ -57,7 +57,7 @@ def _results(loss: Any, x: Tensor, y: Tensor, weighted: bool) -> tuple[Tensor, T
 
 def _compare(samples_loss: Any, x: Tensor, y: Tensor, weighted: bool, options: dict[str, Any]) -> None:
     p, reach, blur = options["p"], options["reach"], options["blur"]
-    ours = _results(decoct.SinkhornLoss(**options), x, y, weighted)
+    ours = _results(decoct.SinkhornLoss(**options, reduction="none"), x, y, weighted)
     assert all(result.dtype == x.dtype for result in ours)
     if p == 1 and options["debias"]:
         x, y = (rows.detach().double().requires_grad_() for rows in (x, y))
@@ -100,7 +100,7 @@ def test_schedules(samples_loss: Any, blur: float, diameter: float | None) -> No
 @pytest.mark.parametrize("weighted", [False, True], ids=["two arguments", "four arguments"])
 @pytest.mark.parametrize("p", [1, 2])
 def test_batches(samples_loss: Any, p: int, weighted: bool) -> None:
-    options = {"p": p, "blur": BLUR, "reach": None, "debias": True, "scaling": 0.5, "diameter": 6.0}
+    options = {"p": p, "blur": BLUR, "reach": None, "debias": True, "scaling": 0.5}
     _compare(samples_loss, *_clouds(torch.float64, 3), weighted, options)
 
 
