@@ -136,7 +136,7 @@ struct SinkhornArguments {
   Matrix label_cost;               // (L, L) float64, symmetric: added to the cost of rows with these labels
   double blur, scaling, diameter;  // diameter: 0: of the box around the rows
   double reach_x, reach_y;         // lengths; infinite: the marginal is kept
-  double mass;                     // that is transported; 0: all
+  double mass;                     // that is transported, without self terms; 0: all
   double tolerance;                // of the marginals; 0: the schedule of eps alone
   int max_iterations;
   bool warm;  // the potentials come with values to start from

@@ -27,6 +27,11 @@
 
 namespace decoct {
 
+// A bias so low that a pair counts for nothing, where a row or column is not there: with a bias of zero the
+// others' could lift its exponential to infinity, and infinity times a weight of zero is NaN.
+template <class T>
+constexpr T kNothing = T(-1e30);
+
 template <class T>
 struct ProfileConstants {
   T rate[kMaxScales], slope[kMaxScales];

@@ -29,13 +29,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--backend",
         action="append",
         choices=BACKENDS,
-        help="where ops are tested: cpu and cuda_on_cpu (CUDA kernels executed on the CPU) unless given",
+        help="where ops are tested: cpu and cuda_on_cpu (CUDA kernels executed on the CPU) unless given, or "
+        "what a test's mark usual_backends says",
     )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
-        chosen = metafunc.config.getoption("backend") or ["cpu", "cuda_on_cpu"]
+        mark = metafunc.definition.get_closest_marker("usual_backends")
+        usual = mark.args if mark else ("cpu", "cuda_on_cpu")
+        chosen = metafunc.config.getoption("backend") or usual
         metafunc.parametrize("backend", chosen, indirect=True)
 
 

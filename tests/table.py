@@ -27,6 +27,23 @@ def weights(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> T
     return ((rows(*shape, seed=seed).abs() + 0.1) / shape[-1]).bfloat16().to(dtype)
 
 
+def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of tensors, and of tuples of them, that moves them to DEVICE and its results back. Offsets
+    stay on the host."""
+
+    def move(value: Any, device: str) -> Any:
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*(move(part, device) for part in value))
+        here = isinstance(value, Tensor) and value.device.type in ("cpu", DEVICE)
+        return value.to(device) if here else value
+
+    def call(*positional: Any, **named: Any) -> Any:
+        moved = {k: v if k.endswith("offsets") else move(v, DEVICE) for k, v in named.items()}
+        return move(function(*(move(value, DEVICE) for value in positional), **moved), "cpu")
+
+    return call
+
+
 @dataclass(frozen=True)
 class Sample:
     """One call: tensors that may be differentiated, and the rest."""
@@ -74,15 +91,7 @@ class Op:
     @property
     def function(self) -> Callable[..., Tensor]:
         """The public function, on DEVICE."""
-        return self.public if DEVICE == "cpu" else self._on_device
-
-    def _on_device(self, *positional: Any, **named: Any) -> Tensor:
-        def move(value: Any) -> Any:
-            here = isinstance(value, Tensor) and value.device.type == "cpu" and value.dtype != torch.int64
-            return value.to(DEVICE) if here else value
-
-        result = self.public(*map(move, positional), **{k: move(v) for k, v in named.items()})
-        return result.to("cpu")
+        return self.public if DEVICE == "cpu" else on_device(self.public)
 
     def sample(self, name: str) -> Sample:
         return next(sample for sample in self.samples() if sample.name == name)

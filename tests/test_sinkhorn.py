@@ -11,10 +11,18 @@ import torch
 from torch import Tensor
 
 import decoct
-from decoct import apply_plan, reference, sinkhorn_divergence, sinkhorn_potentials
+from decoct import reference
 from samples import RAGGED, rows
+from table import on_device
 from transport import fitting
 
+LONG = pytest.mark.usual_backends("cpu")
+"""Problems that are long ones for CUDA executed on the CPU; --backend names it, or a device."""
+pytestmark = pytest.mark.usefixtures("backend")
+apply_plan, sinkhorn_divergence, sinkhorn_potentials = (
+    on_device(function)
+    for function in (decoct.apply_plan, decoct.sinkhorn_divergence, decoct.sinkhorn_potentials)
+)
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 REACHES = [None, 0.7, (0.7, None), (None, 0.5), (0.3, 0.9)]
 
@@ -56,6 +64,7 @@ def test_single_points(p: int) -> None:
         torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
+@LONG
 @pytest.mark.parametrize("blur", [0.3, 1.0, 2.0])
 def test_gaussians(blur: float) -> None:
     """N(0, s^2) to N(m, t^2): the best coupling is gaussian, with a covariance c that solves c^2 + eps c =
@@ -310,6 +319,7 @@ def test_far_apart(p: int, distance: float) -> None:
     torch.testing.assert_close(gradient.sum(0), push, rtol=1e-2, atol=1e-3)
 
 
+@LONG
 def test_little_blur() -> None:
     """eps = 1e-4 diameter^2 in float64."""
     x, y, a, b = clouds(60, 50, 2)
@@ -365,6 +375,7 @@ def test_nested() -> None:
     torch.testing.assert_close(image.values()[:4].mean(0), image.unbind()[0].mean(0))
 
 
+@LONG
 @pytest.mark.parametrize("segments", [1, 12])
 def test_threads_do_not_matter(segments: int) -> None:
     x, y = rows(segments, 150, 40).float(), rows(segments, 130, 40, seed=1).float()
@@ -380,6 +391,7 @@ def test_threads_do_not_matter(segments: int) -> None:
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
 
 
+@LONG
 @pytest.mark.parametrize("budget", [0, 1 << 26])
 def test_the_cost_budget_changes_nothing(budget: int) -> None:
     x, y = rows(1100, 20).float(), rows(1050, 20, seed=1).float()
@@ -388,6 +400,7 @@ def test_the_cost_budget_changes_nothing(budget: int) -> None:
     torch.testing.assert_close(value.double(), twin, rtol=1e-5, atol=1e-5)
 
 
+@LONG
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("reach", REACHES, ids=str)
 def test_the_potentials_have_derivatives(p: int, reach: Any) -> None:
@@ -402,6 +415,7 @@ def test_the_potentials_have_derivatives(p: int, reach: Any) -> None:
     assert torch.autograd.gradcheck(call, (x, y, a, b), fast_mode=True)
 
 
+@LONG
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("reach", REACHES, ids=str)
 @pytest.mark.parametrize("debias", [True, False])

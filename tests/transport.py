@@ -139,6 +139,13 @@ def divergence_errors() -> Errors:
     op = "sinkhorn_divergence"
     case = cases(op)
     yield from weight_errors(op, _cost_errors)
+    yield case(ValueError, "a must not be negative, got -0.5", a=torch.full((10,), -0.5))
+    totals = "b must have the total of a, 5, in each segment unless reach= or mass= is given, got 1"
+    yield case(ValueError, totals, a=torch.full((10,), 0.5))
+    powers = "blur must be a number whose power eps = blur^p is in range"
+    yield case(ValueError, f"{powers}, got 1e-200", blur=1e-200)
+    far = "times the diameter, where rounding takes a hundredth of the cost in float64"
+    yield case(ValueError, f"blur must be at most 4.75e+06 {far}, got 10000000.0", blur=1e7, diameter=1.0)
     words = "a positive number, None or a pair of these"
     yield case(ValueError, f"reach must be {words}, got -1.0", reach=-1.0)
     yield case(ValueError, f"reach must be {words}, got (1.0, 2.0, 3.0)", reach=(1.0, 2.0, 3.0))
@@ -150,6 +157,9 @@ def divergence_errors() -> Errors:
     yield case(ValueError, "tol must be a positive number or None, got 0.0", tol=0.0)
     single = {"x": rows(10, 4).float(), "y": rows(6, 4).float(), "tol": 1e-7}
     yield case(ValueError, "tol must be at least 1e-06 for rows below float64, got 1e-07", **single)
+    sharp = {**single, "tol": 1e-6, "diameter": 1.0, "blur": 0.05}
+    floor = "tol must be at least 1.49e-06 for rows below float64 at this diameter and blur, got 1e-06"
+    yield case(ValueError, floor, **sharp)
     yield case(ValueError, "max_iterations must be a positive int or None, got 0", max_iterations=0)
     yield case(TypeError, "max_iterations must be a positive int or None, got float", max_iterations=1.0)
     yield case(ValueError, "mass must be a positive number or None, got -0.5", mass=-0.5, debias=False)
@@ -164,7 +174,7 @@ def divergence_errors() -> Errors:
     yield case(ValueError, "xx must be (), one for each segment, got (1,)", xx=term[None])
     yield case(ValueError, "xx must be None with debias=False, got False", xx=False, debias=False)
     for xx, shown in ((False, "False"), (term, "a tensor")):
-        for name, tensor in (("x", rows(10, 4)), ("a", weights(10))):
+        for name, tensor in (("x", rows(10, 4)), ("a", torch.full((10,), 0.1))):
             message = f"xx must be None while {name} needs a gradient, got {shown}"
             yield case(ValueError, message, xx=xx, **{name: tensor.requires_grad_()})
     lopsided = {

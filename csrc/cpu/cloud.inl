@@ -3,6 +3,7 @@
 // transposed into panels. Bytes moved: each row is read twice (centre, pack) and written once or twice. The
 // accumulators live here too.
 #pragma once
+#include "../kernel_profiles.h"
 #include "gemm_tile.h"
 
 namespace decoct {
@@ -256,11 +257,14 @@ static void pack_panels(const T* points, int64_t stride, int64_t rows, int64_t d
   }
 }
 
-// Zero weights and norms past the last row, so that padded columns of a tile count for nothing.
+// Zero weights and norms past the last row, and plans' lowest bias, so that padded columns of a tile count
+// for nothing.
 template <class T>
 static void pad_cloud(const Cloud<T>& c) {
-  for (int64_t i = c.rows; i < round_up(c.rows, kTileColumns<T>); ++i)
-    c.norms[i] = c.weights[i] = c.bias[i] = 0;
+  for (int64_t i = c.rows; i < round_up(c.rows, kTileColumns<T>); ++i) {
+    c.norms[i] = c.weights[i] = 0;
+    c.bias[i] = kNothing<T>;
+  }
 }
 
 template <class T>

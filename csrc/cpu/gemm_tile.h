@@ -55,10 +55,18 @@ DECOCT_INLINE void register_tail(int64_t rows, int64_t depth, const T* a, int64_
 template <class T, int V>
 static void panel_product(int64_t rows, int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b,
                           int64_t b_step, T* c, int64_t c_row, bool add) {
-  int64_t i = 0;
-  for (; i + kTileRows <= rows; i += kTileRows)
+  const auto tail = [=](int64_t first, int64_t count) {
+    register_tail<T, V>(count, depth, a + first * a_row, a_row, a_step, b, b_step, c + first * c_row, c_row,
+                        add);
+  };
+  // A tile of few rows has too few sums to keep the units busy: it shares with the one before it.
+  const int64_t rest = rows % kTileRows;
+  const bool share = rest && rest < kTileRows / 2 && rows > rest;
+  const int64_t whole = rows - rest - (share ? kTileRows : 0), half = (rows - whole + 1) / 2;
+  for (int64_t i = 0; i < whole; i += kTileRows)
     register_tile<T, kTileRows, V>(depth, a + i * a_row, a_row, a_step, b, b_step, c + i * c_row, c_row, add);
-  register_tail<T, V>(rows - i, depth, a + i * a_row, a_row, a_step, b, b_step, c + i * c_row, c_row, add);
+  tail(whole, share ? half : rest);
+  if (share) tail(whole + half, rows - whole - half);
 }
 
 // C (rows x vectors * width) (+)= A (rows x depth) B (depth x vectors * width), vectors <= kTileVectors.

@@ -10,7 +10,7 @@
 // of the old potentials is kept, and the last step is taken whole. Partial transport of a mass m has f, g <=
 // 0 and a multiplier h of that mass, P_ij = a_i b_j exp((f_i + g_j + h - C_ij) / eps).
 #pragma once
-#include "transport.inl"
+#include "partial.inl"
 
 namespace decoct {
 namespace DECOCT_ISA {
@@ -46,13 +46,15 @@ static void transport_layout(TransportSegment<T>& p, Arena& arena, const Sizes& 
   segment_layout(p.s, arena, sizes, rule);
   const int64_t most = rule.n > rule.m ? rule.n : rule.m,
                 kept = most * score_stride<T>(rule.n, rule.m) * (int64_t)sizeof(T);
+  // Neither grows with the rows alone: bands become higher.
+  const int64_t of_x = bands_of(rule.n), of_y = bands_of(rule.m), bands = of_x > of_y ? of_x : of_y;
   for (int side = 0; side < 2; ++side) {
     const Cloud<T>& cloud = side ? p.s.y : p.s.x;
     p.potential[side] = arena.take<double>(cloud.rows);
     p.next[side] = arena.take<double>(cloud.rows);
     p.weight[side] = arena.take<double>(cloud.rows);
     p.log_weight[side] = arena.take<double>(cloud.rows);
-    p.bands[side] = arena.take<double>(bands_of(most) * cloud.rows);
+    p.bands[side] = arena.take<double>(bands * cloud.rows);
     p.bias[side] = arena.take<T>(sizes.columns * round_up(cloud.rows, kTileColumns<T>));
   }
   p.least = arena.take<T>(sizes.dim);
@@ -60,11 +62,6 @@ static void transport_layout(TransportSegment<T>& p, Arena& arena, const Sizes& 
   p.sums = arena.take<double>(sizes.dim);
   const bool keep = sizes.dim >= kSmallDim && (kept <= kCachedBytes || kept <= sizes.cost_budget);
   p.kept = keep ? arena.take<T>(kept / sizeof(T)) : nullptr;
-}
-
-// The larger one; NaN where either is.
-inline double larger(double p, double q) {
-  return p > q || p != p ? p : q;
 }
 
 // |most - least| over the coordinates of all rows: no two are further apart.
@@ -105,7 +102,7 @@ struct TransportTerm {
   int64_t first(bool x) const { return (x ? a.clouds.x_offsets : a.clouds.y_offsets)[segment]; }
   // Calls use(side of t, whether it is x) for the sides of this term.
   template <class Use>
-  void for_sides(Use use) const {
+  void for_sides(Use use) {
     use(t.rows, rows_are_x);
     if (!t.symmetric) use(t.cols, !rows_are_x);
   }
@@ -113,23 +110,25 @@ struct TransportTerm {
     for_sides([&](const TransportSide<T>& side, bool x) {
       const T* from = (const T*)potentials(x).data + first(x);
       for (int64_t i = 0; i < side.cloud->rows; ++i) side.potential[i] = a.warm ? (double)from[i] : 0.0;
+      if (!a.warm || !x || a.mass == 0) return;
+      // They come with the multiplier, without which none is above 0 and the largest is 0.
+      double most = -__builtin_inf();
+      for (int64_t i = 0; i < side.cloud->rows; ++i) most = larger(side.potential[i], most);
+      for (int64_t i = 0; i < side.cloud->rows; ++i) side.potential[i] -= most;
+      t.shift = most;
     });
   }
+
+  bool wanted(bool x) const { return a.need & (x ? kNeedX : kNeedY); }
 
   // Returns by what share a marginal is missed, or the mass of partial transport.
   double step(bool whole) {
     double missed = t.step(t.rows, t.cols, whole);
     if (!t.symmetric) missed = larger(missed, t.step(t.cols, t.rows, whole));
-    if (a.mass > 0) {
-      const Cloud<T>& cloud = *t.rows.cloud;
-      double plan = 0;
-      for (int64_t i = 0; i < cloud.rows; ++i) plan += cloud.ksum[i];
-      t.shift += (whole ? 1.0 : 0.5) * t.eps * __builtin_log(a.mass / plan);
-      missed = larger(missed, __builtin_fabs(plan / a.mass - 1));
-    }
-    return missed;
+    return a.mass > 0 ? PartialStep<T>::run(t, whole) : missed;
   }
   void swap() {
+    t.shift = t.next_shift;
     std::swap(t.rows.potential, t.rows.next);
     if (t.symmetric)
       t.cols.potential = t.rows.potential;
@@ -139,7 +138,7 @@ struct TransportTerm {
 
   void solve(double first_eps) {
     const double last = to_power(a.blur), factor = to_power(a.scaling);
-    t.keep_scores(a.need & (rows_are_x ? kNeedX : kNeedY));
+    t.keep_scores(wanted(rows_are_x) && !t.squared());
     start();
     int64_t iterations = 0;
     double missed = 0;
@@ -153,13 +152,13 @@ struct TransportTerm {
     if (!a.warm) {
       iterate(first_eps, true);
       iterate(first_eps, false);
-      for (double eps = first_eps; eps > last && iterations < a.max_iterations; eps *= factor)
+      for (double eps = first_eps; eps > last && iterations + 2 < a.max_iterations; eps *= factor)
         iterate(eps, false);
     }
     iterate(last, false);
-    while (a.tolerance > 0 && missed > a.tolerance && iterations < a.max_iterations) iterate(last, false);
+    while (a.tolerance > 0 && missed > a.tolerance && iterations + 1 < a.max_iterations) iterate(last, false);
     t.set_eps(last);
-    t.sum();
+    wanted(rows_are_x) ? t.differentiate(!t.symmetric) : t.sum();
     missed = step(true);
     ++iterations;
     finish();
@@ -170,12 +169,12 @@ struct TransportTerm {
   // After the last step: `potential` is the argument of that step, `next` its result.
   void finish() {
     const double sign = kind == kTermXY ? 1 : -1;
-    double value = a.mass > 0 ? a.mass * t.shift : 0;
+    double value = a.mass > 0 ? a.mass * t.next_shift : 0;
     for_sides([&](const TransportSide<T>& side, bool x) {
       T* out = (T*)potentials(x).data + first(x);
       for (int64_t i = 0; i < side.cloud->rows; ++i) {
         const double f = side.next[i], weight = (double)side.cloud->weights[i];
-        out[i] = (T)(x ? f + t.shift : f);
+        out[i] = (T)(x ? f + t.next_shift : f);
         if (weight == 0) continue;
         value += weight * (side.reach == __builtin_inf()
                                ? f
@@ -183,33 +182,35 @@ struct TransportTerm {
       }
     });
     a.value[segment] += sign * value;
-    const auto differentiate = [&](const Transport<T>& turned, bool x) {
-      if (!(a.need & (x ? kNeedX : kNeedY))) return;
-      Transport<T> side = turned;
-      side.rows.potential = side.rows.next;
-      side.differentiate();
-      add_derivative(side.rows, x, sign);
-    };
-    differentiate(t, rows_are_x);
-    if (t.symmetric) return;
+    if (wanted(rows_are_x)) add_derivative(t, rows_are_x, sign);
+    if (t.symmetric || !wanted(!rows_are_x)) return;
     Transport<T> turned = t;
     std::swap(turned.rows, turned.cols);
     turned.kept = nullptr;
-    differentiate(turned, !rows_are_x);
+    turned.differentiate(false);
+    add_derivative(turned, !rows_are_x, sign);
   }
 
-  void add_derivative(const TransportSide<T>& side, bool x, double sign) const {
+  // By the rows of t, whose plan at their next potentials is a multiple of the one that was summed up.
+  void add_derivative(const Transport<T>& t, bool x, double sign) const {
+    const TransportSide<T>& side = t.rows;
     const Cloud<T>& cloud = *side.cloud;
     const Matrix& grad = x ? a.grad_x : a.grad_y;
     const double unit = sign * (t.squared() ? p.s.spread : 1.0);
     const bool balanced = side.reach == __builtin_inf() && a.mass == 0;
-    for (int64_t i = 0; i < cloud.rows; ++i) {
-      // The row's mass is known; rounding in the exponents cancels.
-      const T scale = (T)(balanced ? unit / cloud.ksum[i] : unit), w = (T)cloud.wsum[i];
-      T* to = (T*)grad.data + (first(x) + i) * grad.stride;
-      const T *point = cloud.points + i * cloud.stride, *sum = cloud.grad + i * cloud.stride;
-      for (int64_t d = 0; d < cloud.dim; ++d) to[d] += scale * (w * point[d] - sum[d]);
-    }
+    t.for_bands([&](int64_t, int64_t i0, int64_t i1, int) {
+      for (int64_t i = i0; i < i1; ++i) {
+        double moved = side.next[i] + t.next_shift - (side.potential[i] + t.shift);
+        if (t.finite && !t.in_range(cloud.ksum[i]))
+          moved = side.next[i] + t.next_shift + t.eps * t.exact_derivative(i);
+        // Where the row's mass is known, rounding in the exponents cancels.
+        const T scale = (T)(balanced ? unit / cloud.ksum[i] : unit * __builtin_exp(moved / t.eps));
+        const T w = (T)cloud.wsum[i];
+        T* to = (T*)grad.data + (first(x) + i) * grad.stride;
+        const T *point = cloud.points + i * cloud.stride, *sum = cloud.grad + i * cloud.stride;
+        for (int64_t d = 0; d < cloud.dim; ++d) to[d] += scale * (w * point[d] - sum[d]);
+      }
+    });
   }
 };
 
@@ -229,14 +230,31 @@ struct SinkhornRun {
     Segment<T>& s = p.s;
     if (s.n == 0 || s.m == 0) return;
     attach(s, a.clouds, c);
-    anchor_at_mean(s, a.clouds.kernel, p.sums);
-    double norms = pack_chunk(s.x, 0, s.n, s.centre, s.spread);
-    norms += pack_chunk(s.y, 0, s.m, s.centre, s.spread);
+    anchor_near_mean(s, a.clouds.kernel, p.sums);
+    bool finite = pack(s, threads);
+    if (!finite) {
+      // Squares overflow where the few rows that were looked at missed one that is very far out.
+      anchor_at_mean(s, a.clouds.kernel, p.sums);
+      finite = pack(s, threads);
+    }
     set_weights(p);
-    const bool finite = norms < __builtin_inf();
     const double eps = first_eps(p);
     for (const int kind : {kTermXY, kTermXX, kTermYY})
       if (sizes.terms & kind) term(p, c, kind, finite, worker, threads).solve(eps);
+  }
+
+  // Returns whether all squared norms are finite.
+  static bool pack(const Segment<T>& s, int threads) {
+    const int64_t of_x = (s.n + kChunkRows - 1) / kChunkRows, of_y = (s.m + kChunkRows - 1) / kChunkRows;
+    int infinite = 0;
+    for_tasks(of_x + of_y, threads, [&](int64_t task, int) {
+      const Cloud<T>& cloud = task < of_x ? s.x : s.y;
+      const int64_t begin = (task < of_x ? task : task - of_x) * kChunkRows;
+      const int64_t end = begin + kChunkRows < cloud.rows ? begin + kChunkRows : cloud.rows;
+      if (!(pack_chunk(cloud, begin, end, s.centre, s.spread) < __builtin_inf()))
+        __atomic_store_n(&infinite, 1, __ATOMIC_RELAXED);
+    });
+    return !infinite;
   }
 
   // Where annealing begins: no cost is much larger.
@@ -345,9 +363,7 @@ static void run_sinkhorn(const SinkhornArguments& a, const Sizes& sizes, const E
   if (teams == 1)
     for (int64_t c = 0; c < sizes.segments; ++c) run.solve(c, 0, e.threads);
   else
-    cpu::parallel_for(sizes.segments, e.threads, (void*)&run, [](void* context, int64_t c, int worker) {
-      ((const SinkhornRun<T>*)context)->solve(c, worker, 1);
-    });
+    for_tasks(sizes.segments, e.threads, [&](int64_t c, int worker) { run.solve(c, worker, 1); });
 }
 
 }  // namespace DECOCT_ISA

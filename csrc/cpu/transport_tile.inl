@@ -63,6 +63,10 @@ DECOCT_INLINE vec<T> transport_exponent(const TransportTile<T>& t, const T* scor
   }
 }
 
+// Kept scores come from far: asked for by so many columns before they are used.
+template <class T>
+constexpr int64_t kScoresAhead = 12 * width<T>;
+
 template <class T, Cost C, bool Columns, int Count>
 DECOCT_INLINE void transport_rows(const TransportTile<T>& t, int64_t i, int64_t i0, int64_t j0,
                                   int64_t columns) {
@@ -74,6 +78,8 @@ DECOCT_INLINE void transport_rows(const TransportTile<T>& t, int64_t i, int64_t 
     row_bias[r] = splat(t.row_bias[i + r]);
   }
   const auto plan = [&](int r, int64_t j) {
+    if constexpr (C == Cost::squared_score || C == Cost::distance_score)
+      __builtin_prefetch(score[r] + j + kScoresAhead<T>);
     const vec<T> bias = load(column_bias[r] + j) + row_bias[r];
     return exp2_of_any(transport_exponent<T, C>(t, score[r] + j, bias, i + r, j0 + j));
   };

@@ -50,14 +50,14 @@ DECOCT_DEVICE void take_differences(const Problem<T>& p, const Pairs<T>& q, T (&
         }
 }
 
-// What a pair needs of each of its points; zeros past the last one.
+// What a pair needs of each of its points; past the last one zeros, and a plan's lowest bias.
 template <class T>
 struct TangentPoint {
   T norm, dot, weight, change, bias;  // change: the tangent of the weight
 };
 template <class T>
 DECOCT_DEVICE TangentPoint<T> load_point(const Side<T>& side, const T* bias, int64_t at, bool inside) {
-  if (!inside) return {};
+  if (!inside) return {0, 0, 0, 0, kNothing<T>};
   return {side.norms[at], side.dots[at], side.weights[at], side.tangent_weights[at], bias ? bias[at] : T(0)};
 }
 

@@ -22,6 +22,20 @@ DECOCT_DEVICE double block_sum(double value, double* shared) {
   return total;
 }
 
+// The same for the largest.
+DECOCT_DEVICE double block_most(double value, double* shared) {
+  for (int step = 16; step > 0; step /= 2) {
+    const double other = shuffle_xor(value, step);
+    value = other > value ? other : value;
+  }
+  if (lane_index() == 0) shared[warp_index()] = value;
+  sync_block();
+  double most = shared[0];
+  for (int w = 1; w < kWarps; ++w) most = shared[w] > most ? shared[w] : most;
+  sync_block();
+  return most;
+}
+
 // True in all threads of the block that is the last of `blocks` to come here: it sees what the others wrote
 // to global memory before. `shared` holds one int. Blocks never wait for one another.
 DECOCT_DEVICE bool last_to_arrive(int* ticket, int blocks, int* shared) {

@@ -34,17 +34,17 @@ struct TransportKernels {
   }
 };
 
-// Passes until the last one, as many as any term may need: those of annealing follow from the diameter or
-// from kMostRatio, those that meet the marginals from max_iterations.
+// Passes, as many as any term may need: those of annealing follow from the diameter or from kMostRatio, those
+// that meet the marginals from max_iterations.
 int most_launches(const SinkhornArguments& a) {
   int64_t passes = a.warm ? 0 : 2;
   if (!a.warm) {
     double ratio = a.diameter > 0 ? a.diameter / a.blur : kMostRatio;
-    for (; ratio > 1 - 1e-9 && passes < a.max_iterations; ratio *= a.scaling) ++passes;
+    for (; ratio > 1 - 1e-9 && passes + 2 < a.max_iterations; ratio *= a.scaling) ++passes;
   }
-  ++passes;
+  passes += 2;
   if (a.tolerance > 0) passes = std::max<int64_t>(passes, a.max_iterations);
-  return (int)std::min<int64_t>(passes + 1, INT32_MAX);
+  return (int)std::min<int64_t>(passes, INT32_MAX);
 }
 
 template <class T>

@@ -107,12 +107,12 @@ DECOCT_DEVICE TransportState first_state(const Transport<T>& t, double diameter)
 }
 
 // What follows a pass that missed so much of the marginals. `left`: passes that the host launches, this one
-// included; annealing stops early for the last two.
+// included. Two passes end every term, and room is left for them.
 template <class T>
 DECOCT_DEVICE void advance(const Transport<T>& t, TransportState& state, double missed, int left) {
   ++state.iterations;
   state.missed = missed;
-  const bool again = state.iterations < t.max_iterations;
+  const int more = t.max_iterations - state.iterations;
   switch (state.pass) {
     case Pass::start:
       state.pass = Pass::settle;
@@ -120,12 +120,13 @@ DECOCT_DEVICE void advance(const Transport<T>& t, TransportState& state, double 
     case Pass::settle:
     case Pass::anneal:
       if (state.pass == Pass::anneal) state.eps *= t.scaling;
-      state.pass = state.eps > t.blur && again && left > 3 ? Pass::anneal : Pass::last;
+      state.pass = state.eps > t.blur && more > 2 && left > 3 ? Pass::anneal : Pass::last;
       if (state.pass == Pass::last) state.eps = t.blur;
       return;
     case Pass::last:
     case Pass::repeat:
-      state.pass = t.tolerance > 0 && missed > t.tolerance && again && left > 2 ? Pass::repeat : Pass::whole;
+      state.pass =
+          t.tolerance > 0 && missed > t.tolerance && more > 1 && left > 2 ? Pass::repeat : Pass::whole;
       return;
     default:
       state.pass = Pass::done;
@@ -150,17 +151,16 @@ struct StepSums {
 };
 
 // T(g) from a row's sum, damped where the marginal may be missed, averaged with the old potential unless all
-// of the step is taken. Returns the next potential.
+// of the step is taken. Returns the next potential; of partial transport T(g) alone, without the multiplier.
 template <class T>
 DECOCT_DEVICE double step_row(const Transport<T>& t, const TransportState& state, double reach, double old,
                               double sum, double log_sum, double weight, StepSums& sums) {
+  if (t.mass > 0) return old + state.shift - state.eps * log_sum;
   double next = (old - state.eps * log_sum) / (1 + state.eps / reach);
-  if (t.mass > 0 && next > 0) next = 0;
-  const bool balanced = reach == (double)INFINITY && !(t.mass > 0);
+  const bool balanced = reach == (double)INFINITY;
   const double kept = balanced ? 1 : ::exp(log_sum + (next - old) / state.eps);
   sums.missed += weight * ::fabs(sum - kept);
   sums.mass += weight;
-  sums.plan += weight * sum;
   if (!takes_all(state.pass)) next = 0.5 * old + 0.5 * next;
   if (weight != 0)
     sums.value +=
@@ -168,19 +168,25 @@ DECOCT_DEVICE double step_row(const Transport<T>& t, const TransportState& state
   return next;
 }
 
+// The larger one; NaN where either is.
+DECOCT_DEVICE double larger(double p, double q) {
+  return p > q || p != p ? p : q;
+}
+
+// By what share of all mass a marginal is missed.
+DECOCT_DEVICE double missed_share(const StepSums& sums) {
+  return sums.mass > 0 ? sums.missed / sums.mass : sums.mass == 0 ? 0 : ::nan("");
+}
+
 // The end of a pass from the sums of its sides; those over columns are zero where the term is symmetric.
+// `shift`: of partial transport, the next multiplier.
 template <class T>
 DECOCT_DEVICE void end_pass(const Transport<T>& t, TransportState& state, const StepSums& rows,
-                            const StepSums& columns, int left) {
-  const double of_rows = rows.mass > 0 ? rows.missed / rows.mass : 0;
-  const double of_columns = columns.mass > 0 ? columns.missed / columns.mass : 0;
-  double missed = of_columns > of_rows ? of_columns : of_rows;
-  if (t.mass > 0) {
-    state.shift += (takes_all(state.pass) ? 1.0 : 0.5) * state.eps * ::log(t.mass / rows.plan);
-    const double lacking = ::fabs(rows.plan / t.mass - 1);
-    missed = lacking > missed ? lacking : missed;
-  }
-  state.value = rows.value + columns.value + (t.mass > 0 ? t.mass * state.shift : 0.0);
+                            const StepSums& columns, double shift, int left) {
+  double missed = larger(missed_share(rows), missed_share(columns));
+  if (t.mass > 0) missed = larger(missed, ::fabs(rows.plan / t.mass - 1));
+  state.shift = shift;
+  state.value = rows.value + columns.value + (t.mass > 0 ? t.mass * shift : 0.0);
   advance(t, state, missed, left);
 }
 

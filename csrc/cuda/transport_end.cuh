@@ -19,28 +19,34 @@ struct RowDerivative {
   bool exact;  // the sum of differences itself is in the slab
 };
 
-// sum_j P_ij (p_i - p_j), divided by distances where these are the cost, to the row's first slab.
+// sum_j P_ij (p_i - p_j) over sum_j P_ij, divided by distances where these are the cost, to the row's first
+// slab. Returns the logarithm of that sum without the row's potential.
 template <class T>
 DECOCT_DEVICE double exact_derivative(const Problem<T>& p, const Transport<T>& t, const TermSide<T>& side,
                                       const TermSide<T>& other, const TransportState& state, double unit,
                                       int i, T* slab) {
   for (int d = lane_index(); d < p.dim; d += 32) slab[d] = 0;
   const double weight = (double)side.side->weights[side.first + i];
-  double sum = 0;
+  LogSum total;
+  for (int j = 0; j < other.rows; ++j) {
+    double square;
+    total.add(exact_exponent(p, t, side, other, unit, state.eps, i, j, square),
+              (double)other.side->weights[other.first + j]);
+  }
+  const double log_sum = total.value();
   for (int j = 0; j < other.rows; ++j) {
     const double b = (double)other.side->weights[other.first + j];
     if (b == 0) continue;
     double square;
     const double exponent = exact_exponent(p, t, side, other, unit, state.eps, i, j, square);
-    const double plan = b * ::exp((side.next[i] + state.shift) / state.eps + exponent);
+    const double plan = b * ::exp(exponent - log_sum);
     const double root = ::sqrt(square);
     const double w = weight * (t.squared ? plan : root > 0 ? plan / root : 0.0);
     const PairRows<T> pair{side.side->points, other.side->points, (side.first + i) * p.stride,
                            (other.first + j) * p.stride};
     for (int d = lane_index(); d < p.dim; d += 32) slab[d] += (T)(w * (double)pair.difference(p, d));
-    sum += plan;
   }
-  return sum;
+  return log_sum;
 }
 
 template <class T>
@@ -60,14 +66,17 @@ DECOCT_DEVICE RowDerivative row_derivative(const Problem<T>& p, const Transport<
   const double spread = p.states[term.segment].spread;
   const TermSide<T> side = side_of_term(p, t, term, true, 1 - state.parity);
   own.factor = -2 * state.eps / spread;
+  const bool balanced = side.reach == (double)INFINITY && !(t.mass > 0);
   if (!in_range<T>(sum)) {
     const TermSide<T> other = side_of_term(p, t, term, false, 1 - state.parity);
-    sum = exact_derivative(p, t, side, other, state, cost_unit(t, spread), i,
-                           p.slabs + own.first * p.slab_stride);
+    const double log_sum = exact_derivative(p, t, side, other, state, cost_unit(t, spread), i,
+                                            p.slabs + own.first * p.slab_stride);
     own.factor = t.squared ? spread : 1;
+    if (!balanced) own.factor *= ::exp((side.next[i] + state.shift) / state.eps + log_sum);
     own.exact = true;
+  } else if (balanced) {
+    own.factor /= sum;
   }
-  if (side.reach == (double)INFINITY && !(t.mass > 0)) own.factor /= sum;
   if (self) own.factor = -own.factor;
   return own;
 }
@@ -131,11 +140,12 @@ DECOCT_KERNEL end_kernel(Problem<T> p, Transport<T> t) {
     if (empty || !(t.given_terms >> kind & 1)) continue;
     const TransportState state = t.states[segment * kTermKinds + kind];
     value += kind == 1 ? state.value : -state.value;
-    error = state.missed > error ? state.missed : error;
+    error = larger(state.missed, error);
     iterations = state.iterations > iterations ? state.iterations : iterations;
   }
-  t.value[segment] = !empty && p.states[segment].broken ? ::nan("") : value;
-  t.error[segment] = error;
+  const bool broken = !empty && p.states[segment].broken;
+  t.value[segment] = broken ? ::nan("") : value;
+  t.error[segment] = broken ? ::nan("") : error;
   t.iterations[segment] = iterations;
 }
 

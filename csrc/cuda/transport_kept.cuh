@@ -151,9 +151,18 @@ DECOCT_KERNEL kept_kernel(Problem<T> p, Transport<T> t, int launches) {
       of_rows.add_if(k.is_row(at), own);
       of_columns.add_if(!k.is_row(at), own);
     }
+    double shift = state.shift;
+    if (t.mass > 0) {
+      sync_block();
+      const int n = k.rows.rows;
+      shift = step_partial(
+          t, state, PartialSide<T>{k.rows.side->weights + k.rows.first, k.old, k.next, n},
+          PartialSide<T>{k.columns.side->weights + k.columns.first, k.old + n, k.next + n, k.columns.rows},
+          of_rows, of_columns, partial);
+    }
     of_rows = add_up(of_rows, partial);
     of_columns = add_up(of_columns, partial);
-    end_pass(t, state, of_rows, of_columns, left);
+    end_pass(t, state, of_rows, of_columns, shift, left);
     if (state.pass == Pass::done) break;
     double* old = k.old;
     k.old = k.next;

@@ -8,8 +8,8 @@
 // Memory bandwidth is the bound of both. A row whose sum is out of range costs 2 D operations a pair once
 // more.
 #pragma once
+#include "partial.cuh"
 #include "reduce.cuh"
-#include "transport.cuh"
 
 namespace decoct::cuda {
 
@@ -31,8 +31,20 @@ DECOCT_DEVICE double box_diameter(const Problem<T>& p, const Transport<T>& t, in
   return p.states[segment].spread * ::sqrt(block_sum(square, partial));
 }
 
+// Potentials of partial transport come with the multiplier, without which none is above 0 and the largest is
+// 0.
 template <class T>
-DECOCT_DEVICE void first_states(const Problem<T>& p, const Transport<T>& t, int segment, double diameter) {
+DECOCT_DEVICE double given_multiplier(const SegmentPlan& s, const Transport<T>& t, double* partial) {
+  const T* given = t.out[0][0] + first_row(s, 1);
+  double most = -INFINITY;
+  for (int i = thread_index(); i < s.n; i += kThreads)
+    most = (double)given[i] > most ? (double)given[i] : most;
+  return block_most(most, partial);
+}
+
+template <class T>
+DECOCT_DEVICE void first_states(const Problem<T>& p, const Transport<T>& t, int segment, double diameter,
+                                double shift) {
   SegmentState<T>& own = p.states[segment];
   double eps = t.diameter;
   if (!(eps > 0)) {
@@ -47,6 +59,7 @@ DECOCT_DEVICE void first_states(const Problem<T>& p, const Transport<T>& t, int 
   }
   for (int kind = 0; kind < kTermKinds; ++kind) {
     TransportState state = first_state(t, eps);
+    state.shift = shift;
     if (own.broken) state.pass = Pass::done;
     t.states[segment * kTermKinds + kind] = state;
     // A symmetric term is half of what it is with itself, and its derivative by a row counts it twice.
@@ -77,7 +90,8 @@ DECOCT_KERNEL box_kernel(Problem<T> p, Transport<T> t) {
   }
   if (!last_to_arrive(t.box_tickets + chunk.segment, s.chunks, arrival)) return;
   const double diameter = box_diameter(p, t, chunk.segment, partial);
-  if (thread_index() == 0) first_states(p, t, chunk.segment, diameter);
+  const double shift = t.warm && t.mass > 0 ? given_multiplier(s, t, partial) : 0;
+  if (thread_index() == 0) first_states(p, t, chunk.segment, diameter, shift);
 }
 
 template <class T>
@@ -94,9 +108,10 @@ DECOCT_KERNEL begin_kernel(Problem<T> p, Transport<T> t) {
     if (!(t.given_terms >> term.kind & 1)) continue;
     const TermSide<T> side = side_of_term(p, t, term, true, 0);
     const T* given = t.out[!chunk.on_x][self] + side.first;
-    const double eps = state_of(t, term).eps;
+    const TransportState& state = state_of(t, term);
+    const double eps = state.eps, shift = chunk.on_x ? state.shift : 0.0;
     for (int i = chunk.row_begin + thread_index(); i < chunk.row_end; i += kThreads) {
-      const double potential = t.warm ? (double)given[i] : 0.0;
+      const double potential = t.warm ? (double)given[i] - shift : 0.0;
       side.old[i] = potential;
       set_row_bias(side, i, potential, eps);
       set_column_bias(t, side, i, potential, eps);
@@ -125,6 +140,14 @@ DECOCT_DEVICE StepSums add_up(const StepSums& own, double* partial) {
   total.plan = block_sum(own.plan, partial);
   total.value = block_sum(own.value, partial);
   return total;
+}
+
+// Of the next potential. The derivative of the last step goes by the potentials that it started from.
+template <class T>
+DECOCT_DEVICE void set_biases(const Transport<T>& t, const TransportState& state, const TermSide<T>& side,
+                              int i, double eps) {
+  set_row_bias(side, i, side.next[i], eps);
+  if (state.pass != Pass::whole) set_column_bias(t, side, i, side.next[i], eps);
 }
 
 template <class T>
@@ -168,17 +191,14 @@ DECOCT_KERNEL step_kernel(Problem<T> p, Transport<T> t, int first_chunk, int lef
   if (inside) {
     side.next[i] = step_row(t, state, side.reach, side.old[i], sums[thread_index()], logs[thread_index()],
                             (double)side.side->weights[side.first + i], own);
-    set_row_bias(side, i, side.next[i], next.eps);
-    // The derivative of the last step goes by the potentials that it started from.
-    if (state.pass != Pass::whole) set_column_bias(t, side, i, side.next[i], next.eps);
+    if (!(t.mass > 0)) set_biases(t, state, side, i, next.eps);
   }
   own = add_up(own, partial);
   double* parts = t.step_partials + (int64_t)(first_chunk + block_index()) * kStepSums;
   if (thread_index() == 0) {
     parts[0] = own.missed;
     parts[1] = own.mass;
-    parts[2] = own.plan;
-    parts[3] = own.value;
+    parts[2] = own.value;
   }
   if (!last_to_arrive(t.term_tickets + chunk.term, term.chunks, arrival)) return;
 
@@ -186,16 +206,24 @@ DECOCT_KERNEL step_kernel(Problem<T> p, Transport<T> t, int first_chunk, int lef
   const int64_t before = term.first_chunk;
   for (int k = thread_index(); k < term.chunks; k += kThreads) {
     const double* from = t.step_partials + (before + k) * kStepSums;
-    const StepSums part{from[0], from[1], from[2], from[3]};
+    const StepSums part{from[0], from[1], 0, from[2]};
     const bool on_rows = t.steps[before + k].on_rows;
     of_rows.add_if(on_rows, part);
     of_columns.add_if(!on_rows, part);
+  }
+  double shift = 0;
+  if (t.mass > 0) {
+    const TermSide<T> rows = side_of_term(p, t, term, true, state.parity);
+    const TermSide<T> columns = side_of_term(p, t, term, false, state.parity);
+    shift = step_partial(t, state, partial_side(rows), partial_side(columns), of_rows, of_columns, partial);
+    for (int k = thread_index(); k < rows.rows; k += kThreads) set_biases(t, state, rows, k, next.eps);
+    for (int k = thread_index(); k < columns.rows; k += kThreads) set_biases(t, state, columns, k, next.eps);
   }
   of_rows = add_up(of_rows, partial);
   of_columns = add_up(of_columns, partial);
   if (thread_index() != 0) return;
   next = state;
-  end_pass(t, next, of_rows, of_columns, left);
+  end_pass(t, next, of_rows, of_columns, shift, left);
   next.parity = 1 - state.parity;
   if (next.pass == Pass::done)
     t.shifts[term.segment * kTermKinds + term.kind] = next.shift * (kLog2e / next.eps);

@@ -52,7 +52,7 @@ struct WorkspaceLayout {
 
 // Sums over a row: of k; of weights, or of their change; of weights as a base.
 constexpr int kRowSumKinds = 3;
-constexpr int kStepSums = 4;  // of a chunk of a step: mass missed, mass, mass of the plan, value
+constexpr int kStepSums = 3;                     // of a chunk of a step: mass missed, mass, value
 constexpr int kNearWords = kWeightColumns / 32;  // marks of one row of a task
 
 inline int64_t padded_row(int64_t columns) {

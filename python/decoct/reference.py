@@ -242,6 +242,17 @@ class _Term(NamedTuple):
     iterations: int
 
 
+def _multiplier(w: Tensor, full: Tensor, mass: float, eps: float) -> Tensor:
+    """The h with sum_i w_i min(1, exp((h - full_i) / eps)) = mass: the largest of those that take the first k
+    rows for full, and no more than it takes to fill all."""
+    w, full = w[w > 0], full[w > 0]
+    full, order = full.sort()
+    logs = torch.logcumsumexp((w[order].log() - full / eps).flip(0), 0).flip(0)
+    left = mass - torch.cat([w.new_zeros(1), w[order].cumsum(0)[:-1]])
+    each = torch.where(left > 0, eps * (left.clamp(min=1e-300).log() - logs), -math.inf)
+    return each.max().clamp(max=full[-1])
+
+
 def _solve(
     matrix: Tensor,
     a: Tensor,
@@ -261,21 +272,29 @@ def _solve(
     log_a, log_b = (torch.where(w > 0, torch.where(w > 0, w, 1.0).log(), -math.inf) for w in (a, b))
     f, g = (w.new_zeros(w.shape) for w in (a, b)) if start is None else start
     shift, iterations, missed = matrix.new_zeros(()), 0, math.inf
+    if start is not None and mass:
+        # They come with the multiplier, without which none is above 0 and the largest is 0.
+        shift = f.detach().max()
+        f = f - shift
 
     def update(eps: float, whole: bool = False) -> None:
         nonlocal f, g, shift, iterations, missed
         new_f = -eps * torch.logsumexp(log_b + (g - matrix) / eps, 1) - shift
         new_g = -eps * torch.logsumexp(log_a + (f - matrix.T) / eps, 1) - shift
-        sums = ((f - new_f) / eps).exp(), ((g - new_g) / eps).exp()
+        logs = (f - new_f) / eps, (g - new_g) / eps
+        sums = logs[0].exp(), logs[1].exp()
         new_f, new_g = new_f / (1 + eps / rho[0]), new_g / (1 + eps / rho[1])
         share = 1.0 if whole else 0.5
-        missed = 0.0
+        missed, moves = 0.0, [shift.new_zeros(())] * 2
         if mass:
-            new_f, new_g = new_f.clamp(max=0), new_g.clamp(max=0)
-            shift = shift + share * eps * (mass / (a @ sums[0])).log()
+            full = new_f + shift, new_g + shift
+            multipliers = [_multiplier(*side, mass, eps) for side in zip((a, b), full, strict=True)]
+            new_f, new_g = ((of - h).clamp(max=0) for of, h in zip(full, multipliers, strict=True))
+            moves = [h - shift for h in multipliers]
+            shift = shift + share * (moves[0] + moves[1]) / 2
             missed = abs(float((a @ sums[0]).detach()) / mass - 1)
-        for w, old, new, total, r in zip((a, b), (f, g), (new_f, new_g), sums, rho, strict=True):
-            kept = 1.0 if math.isinf(r) and not mass else total * ((new - old) / eps).exp()
+        for w, old, new, total, r, move in zip((a, b), (f, g), (new_f, new_g), sums, rho, moves, strict=True):
+            kept = 1.0 if math.isinf(r) and not mass else total * ((new - old + move) / eps).exp()
             missed = max(missed, float(((w * (total - kept).abs()).sum() / w.sum()).detach()))
         f, g = f + share * (new_f - f), g + share * (new_g - g)
         iterations += 1
@@ -286,11 +305,11 @@ def _solve(
             update(first, whole=True)
             update(first)
             at = first
-            while at > last and iterations < cap:
+            while at > last and iterations + 2 < cap:
                 update(at)
                 at *= factor
         update(last)
-        while tol and missed > tol and iterations < cap:
+        while tol and missed > tol and iterations + 1 < cap:
             update(last)
         update(last, whole=True)
     for _ in range(ALTERNATING if alternate else 0):
@@ -315,7 +334,7 @@ def _transport(
     p, blur, reach = given.get("p", 2), given.get("blur", 0.05), given.get("reach")
     reach = reach if isinstance(reach, tuple | list) else (reach, reach)
     rho = tuple(math.inf if r is None else float(r) ** p for r in reach)
-    tol, debias = given.get("tol"), given.get("debias", True)
+    tol, debias = given.get("tol") or (1e-3 if given.get("mass") else None), given.get("debias", True)
     cap = given.get("max_iterations") or (math.inf if tol is None else 1000)
     layout = given.get("x_offsets"), given.get("y_offsets")
     labels = given.get("label_cost")

@@ -47,6 +47,7 @@ struct Setup {
   Layout layout = Layout::packed;
   bool weighted = true, from_data = false;
   bool potentials = false;
+  double lift = 0;  // of the potentials of x, and off those of y
   double size = 1;  // of all coordinates and the bandwidth
 };
 
@@ -227,7 +228,7 @@ struct Problem {
       const T weight = setup.weighted ? (T)((0.5 + 0.25 * (own % 5)) / rows) : (T)(1.0 / rows);
       (on_x ? a : b).push_back(weight);
       s.w.push_back(setup.weighted ? (double)weight : 1.0 / rows);
-      const T potential = (T)(0.25 * (own % 7) - (on_x ? 1 : 0.5));
+      const T potential = (T)(0.25 * (own % 7) - (on_x ? 1 - setup.lift : 0.5 + setup.lift));
       (on_x ? f : g).push_back(potential);
       if (setup.potentials) s.potentials.push_back((double)potential);
     }

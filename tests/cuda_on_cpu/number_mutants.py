@@ -7,6 +7,7 @@ from mutant import (
     FUSED_CASES,
     HVP,
     HVP_DOUBLE,
+    HVP_LIFTED,
     KEPT,
     LARGE,
     MATVEC,
@@ -210,6 +211,14 @@ PAIRS = [
         "jet.k1 * -(q.scale * q.constants->turning)",
         DOUBLE,
         HVP_DOUBLE,
+    ),
+    plain(
+        "hvp: no low bias where there is no column",
+        "hvp.cuh",
+        "return {0, 0, 0, 0, kNothing<T>};",
+        "return {};",
+        DOUBLE,
+        HVP_LIFTED,
     ),
 ]
 

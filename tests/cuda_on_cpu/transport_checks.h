@@ -89,8 +89,10 @@ void test_transport(const std::string& group, const Setup& setup, const Transpor
     double most = 0;
     for (const double e : exact.grad) most = std::fmax(most, std::fabs(e));
     const double least = 1.0 / std::fmax(1, std::fmax(s.n, s.m));
-    // Exponents are rounded, by so much of the largest.
-    const double rounding = (sizeof(T) == 8 ? 1e-16 : 1e-7) * size / test.power_of(test.blur);
+    // Exponents are rounded, by so much of the largest; the multiplier of a mass moves as they do, and the
+    // potentials with both.
+    const double rounding =
+        (test.mass > 0 ? 3 : 1) * (sizeof(T) == 8 ? 1e-16 : 1e-7) * size / test.power_of(test.blur);
     const double unit =
         slack * ((sizeof(T) == 8 ? 1e-11 : 1e-5) + rounding) * (most + least * std::sqrt(size));
     if (test.need & kNeedX) gradients.add(difference(ours.x, exact.grad, i0, 0, s.n), unit);

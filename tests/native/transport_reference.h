@@ -99,6 +99,25 @@ struct TransportReference {
     return most + std::log(sum);
   }
 
+  // The h with sum_i w_i min(1, exp((h - full_i) / eps)) = mass, by halving.
+  double multiplier(const std::vector<double>& full, int first, double eps) const {
+    double low = INFINITY, high = -INFINITY;
+    for (size_t i = 0; i < full.size(); ++i)
+      if (s.w[first + i] > 0) {
+        low = std::fmin(low, full[i]);
+        high = std::fmax(high, full[i]);
+      }
+    for (low -= 100 * eps; high - low > 1e-15 * std::fmax(1, std::fabs(high));) {
+      const double h = 0.5 * (low + high);
+      if (h == low || h == high) break;
+      double sent = 0;
+      for (size_t i = 0; i < full.size(); ++i)
+        sent += s.w[first + i] * std::exp(std::fmin((h - full[i]) / eps, 0.0));
+      (sent < test.mass ? low : high) = h;
+    }
+    return high;
+  }
+
   TransportTerm solve(bool symmetric, std::vector<double> f, std::vector<double> g) {
     TransportTerm out;
     std::vector<double> old_f, old_g;
@@ -106,18 +125,22 @@ struct TransportReference {
     const auto iterate = [&](double eps, bool whole) {
       old_f = f;
       old_g = g;
-      double plan = 0, missed[2] = {}, mass[2] = {}, value = 0;
+      double plan = 0, missed[2] = {}, mass[2] = {}, value = 0, next_shift = 0;
       for (const bool of_row : {true, false}) {
         if (symmetric && !of_row) continue;
         const double reach = of_row ? reach_rows : reach_columns;
-        for (int i = 0; i < (of_row ? rows : columns); ++i) {
-          const double old = of_row ? old_f[i] : old_g[i],
-                       weight = s.w[(of_row ? first_row : first_column) + i];
-          const double part = log_sum(of_row, i, of_row ? old_g : old_f, eps);
-          double next = -(eps * part + shift) / (1 + eps / reach);
-          if (test.mass > 0) next = std::fmin(next, 0.0);
-          const double sum = std::exp((old + shift) / eps + part);
-          const double kept = reach == INFINITY && test.mass == 0 ? 1 : sum * std::exp((next - old) / eps);
+        const int count = of_row ? rows : columns, first = of_row ? first_row : first_column;
+        std::vector<double> full;  // T of each row
+        for (int i = 0; i < count; ++i)
+          full.push_back(-eps * log_sum(of_row, i, of_row ? old_g : old_f, eps));
+        const double h = test.mass > 0 ? multiplier(full, first, eps) : 0;
+        next_shift += h / 2;
+        for (int i = 0; i < count; ++i) {
+          const double old = of_row ? old_f[i] : old_g[i], weight = s.w[first + i];
+          double next = full[i] / (1 + eps / reach);
+          if (test.mass > 0) next = std::fmin(full[i] - h, 0.0);
+          const double sum = std::exp((old + shift - full[i]) / eps);
+          const double kept = reach == INFINITY && test.mass == 0 ? 1 : std::exp((next + h - full[i]) / eps);
           missed[of_row] += weight * std::fabs(sum - kept);
           mass[of_row] += weight;
           if (of_row) plan += weight * sum;
@@ -128,7 +151,7 @@ struct TransportReference {
         }
       }
       if (symmetric) g = f;
-      if (test.mass > 0) shift += (whole ? 1 : 0.5) * eps * std::log(test.mass / plan);
+      shift = whole ? next_shift : 0.5 * (shift + next_shift);
       out.value = value + test.mass * shift;
       out.error = std::fmax(missed[1] / mass[1], symmetric ? 0 : missed[0] / mass[0]);
       if (test.mass > 0) out.error = std::fmax(out.error, std::fabs(plan / test.mass - 1));
@@ -137,11 +160,11 @@ struct TransportReference {
     if (!test.warm) {
       iterate(diameter(), true);
       iterate(diameter(), false);
-      for (double eps = diameter(); eps > last && out.iterations < test.max_iterations; eps *= factor)
+      for (double eps = diameter(); eps > last && out.iterations + 2 < test.max_iterations; eps *= factor)
         iterate(eps, false);
     }
     iterate(last, false);
-    while (test.tolerance > 0 && out.error > test.tolerance && out.iterations < test.max_iterations)
+    while (test.tolerance > 0 && out.error > test.tolerance && out.iterations + 1 < test.max_iterations)
       iterate(last, false);
     iterate(last, true);
     out.f = f;

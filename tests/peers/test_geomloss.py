@@ -10,7 +10,8 @@ Known differences:
   weight that it gives the potentials has to be rho + eps / 2 in the value and rho + eps in its derivative.
   Its `UnbalancedWeight` has a method `backward` for that, but is a torch module, whose derivative is made by
   autograd and never asks for the method. `test_gradient_with_reach` holds ours to the definition.
-* batches: without a `diameter`, GeomLoss begins all of a batch at one diameter, decoct each at its own.
+* batches: without a `diameter`, GeomLoss begins all of a batch at one diameter, and so does `SinkhornLoss`;
+  the op beneath it, `sinkhorn_divergence`, begins each at its own.
 """
 
 from __future__ import annotations

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 import decoct
 
 from ..kernels import Kernel, resolve
+from ..ops._rows import segment_totals, spread
 from .measure import Measure
 
 __all__ = ["MMD", "Sinkhorn"]
@@ -66,6 +68,9 @@ class Sinkhorn(nn.Module):
     real_term: compute the transport of the real rows to themselves too. Without it (the default) a value is
     the divergence less a number that does not depend on the synthetic rows. Keep it where values of groups
     are compared or shown.
+
+    Without `reach`, the masses of a group are divided by their total on either side: all of one side is
+    carried to all of the other, so that only shares count. With it they are used as given.
     """
 
     def __init__(
@@ -96,8 +101,8 @@ class Sinkhorn(nn.Module):
         value = decoct.sinkhorn_divergence(
             x,
             y,
-            a=real.mass,
-            b=synthetic.mass,
+            a=self._mass(real),
+            b=self._mass(synthetic),
             x_offsets=real.groups,
             y_offsets=synthetic.groups,
             p=self.p,
@@ -108,6 +113,13 @@ class Sinkhorn(nn.Module):
             xx=None if self.real_term or not self.debias else False,
         )
         return value if unit is None else value * unit**self.p
+
+    def _mass(self, measure: Measure) -> Tensor | None:
+        if measure.mass is None or self.reach is not None:
+            return measure.mass
+        groups, count = measure.groups, measure.group_count
+        total = segment_totals(measure.mass, groups, count)
+        return measure.mass / spread(torch.where(total == 0, 1.0, total), groups, len(measure), count)
 
     def extra_repr(self) -> str:
         options = f"reach={self.reach}, relative={self.relative}, debias={self.debias}"

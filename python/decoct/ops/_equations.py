@@ -85,10 +85,17 @@ def _product(settings: Settings, rows: Side, columns: Side, v: Tensor) -> Tensor
 
 
 def conjugate_gradient(
-    operator: Solve, right: Tensor, side: Side, weights: Tensor, singular: bool, tolerance: float
+    operator: Solve,
+    right: Tensor,
+    side: Side,
+    weights: Tensor,
+    singular: bool,
+    tolerance: float,
+    sound: Tensor,
 ) -> Tensor:
     """Solves operator(z) = right in each segment; the operator is self-adjoint in the inner product with
-    these weights, and `singular` along the constants."""
+    these weights, and `singular` along the constants. Segments that are not `sound` are NaN, as what they
+    were given is; in the others a number that is not finite is an error."""
     mass = side.total(weights)
     mass = torch.where(mass == 0, 1.0, mass)
 
@@ -101,12 +108,13 @@ def conjugate_gradient(
     square = side.total(weights * residual * residual)
     start, target = square, tolerance**2 * square
     for _ in range(MOST_ITERATIONS):
-        active = square > target
+        active = sound & ~(square <= target)
         if not bool(active.any()):
-            return z
+            return torch.where(side.spread(sound), z, math.nan)
         moved = operator(direction)
         curvature = side.total(weights * direction * moved)
-        if bool((active & ~(curvature > 0) & (square > BREAKDOWN * start)).any()):
+        stuck = ~(curvature > 0) & ~(square <= BREAKDOWN * start)
+        if bool((active & (stuck | curvature.isnan())).any()):
             break
         active = active & (curvature > 0)
         step = torch.where(active, square / curvature, 0.0)
@@ -117,7 +125,7 @@ def conjugate_gradient(
         square = torch.where(active, square, 0.0)
     raise RuntimeError(
         f"decoct: second derivatives of sinkhorn did not converge in {MOST_ITERATIONS} steps of conjugate "
-        "gradients, or met the rounding of the rows' precision; take a larger blur, or float64"
+        "gradients, or met the rounding or the range of the rows' precision; take a larger blur, or float64"
     )
 
 
@@ -129,6 +137,16 @@ class Problem:
         self.settings = Settings.unpacked(arguments[7])
         self.dtype = compute_dtype(self.x.dtype)
         self.tolerance = 1e-14 if self.dtype == torch.float64 else 1e-7
+        self.sound = torch.ones(self.segments, dtype=torch.bool, device=self.x.device)
+
+    def note(self, of_x: list[Tensor | None], of_y: list[Tensor | None]) -> None:
+        """Segments in which one of these is not finite are not `sound`."""
+        for given, rows, offsets in ((of_x, self.x, self.x_offsets), (of_y, self.y, self.y_offsets)):
+            broken = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
+            for part in given:
+                if part is not None and part.numel():
+                    broken |= ~part.reshape(rows.shape[0], -1).isfinite().all(1)
+            self.sound &= totals(broken.double(), offsets, self.segments) == 0
 
     def sides(self, f: Tensor, g: Tensor) -> tuple[Side, Side]:
         clouds = ((self.x, self.x_offsets, self.a, f), (self.y, self.y_offsets, self.b, g))
@@ -222,13 +240,13 @@ class Equations:
     def solve(self, right_x: Tensor, right_y: Tensor) -> tuple[Tensor, Tensor]:
         """M z = right; one right-hand side of a self term serves as both."""
         x, y, d_x, d_y = self.x, self.y, self.d_x, self.d_y
-        tolerance = self.problem.tolerance
+        tolerance, sound = self.problem.tolerance, self.problem.sound
         if len(self.sides) == 1:
 
             def own(z: Tensor) -> Tensor:
                 return z + self.product(0, x.weights * z) / d_x
 
-            z = conjugate_gradient(own, right_x / d_x, x, x.weights * d_x, False, tolerance)
+            z = conjugate_gradient(own, right_x / d_x, x, x.weights * d_x, False, tolerance, sound)
             z = (right_x - self.product(0, x.weights * z)) / d_x  # reaches rows of weight zero
             return z, z
 
@@ -236,7 +254,8 @@ class Equations:
             return z - self.product(0, y.weights / d_y * self.product(1, x.weights * z)) / d_x
 
         right = (right_x - self.product(0, y.weights * right_y / d_y)) / d_x
-        z_x = conjugate_gradient(reduced, right, x, x.weights * d_x, self.settings.balanced, tolerance)
+        singular = self.settings.balanced
+        z_x = conjugate_gradient(reduced, right, x, x.weights * d_x, singular, tolerance, sound)
         z_y = (right_y - self.product(1, x.weights * z_x)) / d_y
         return (right_x - self.product(0, y.weights * z_y)) / d_x, z_y
 

@@ -78,6 +78,7 @@ def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
     if 0 in (arguments[0].shape[0], arguments[1].shape[0]):
         return tuple(part.zero_() for part in _sums.outputs_for(arguments[0], arguments[1], need))
     problem = Problem(*arguments[:7], numbers)
+    problem.note([f, problem.a, *bars[0::2]], [g, problem.b, *bars[1::2]])
     moved = bars[4:]
     result = _cross(problem, f, g, bars[:2], moved, need)
     own = terms & (XX | YY)
@@ -106,6 +107,7 @@ def _pushed_implementation(*arguments: Any) -> tuple[Tensor, ...]:
     f, g, f_self, g_self, *tangents, numbers, terms, need = arguments[7:]
     x, y = arguments[:2]
     problem = Problem(*arguments[:7], numbers)
+    problem.note([f, problem.a, *tangents[0::2]], [g, problem.b, *tangents[1::2]])
     eps = problem.settings.eps
     outputs = list(_pushed_fake(*arguments))
     if 0 in (x.shape[0], y.shape[0]):

@@ -36,7 +36,11 @@ from decoct.ops._registry import register
 from decoct.ops._rows import lengths, segment_totals, spread
 from decoct.ops._segment_ops import totals
 
-__all__ = ["Outputs", "sinkhorn"]
+__all__ = ["VALUE_ONLY", "Outputs", "sinkhorn"]
+
+VALUE_ONLY = 1 << 8
+"""A bit of `need`: no tangent but that of the value is used, which the others' equations need not be solved
+for."""
 
 _SCHEMA = (
     "Tensor x, Tensor y, Tensor? a, Tensor? b, Tensor? x_offsets, Tensor? y_offsets, SymInt segments, "
@@ -135,6 +139,7 @@ def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
     x, y, a, b, x_offsets, y_offsets, segments, x_labels, y_labels, label_cost, *rest = arguments
     *start, numbers, terms, need = rest
     settings = Settings.unpacked(numbers)
+    need &= X | Y
     outputs = _outputs(x, y, segments, terms, need)
     if segments == 0 or 0 in (x.shape[0], y.shape[0]):
         return outputs
@@ -323,7 +328,8 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         saved, settings = _Saved(*ctx.saved_tensors), Settings.unpacked(ctx.numbers)
-        if settings.mass > 0 or saved.label_cost is not None:
+        value_only = bool(ctx.need & VALUE_ONLY)
+        if not value_only and (settings.mass > 0 or saved.label_cost is not None):
             raise RuntimeError(_NO_SECOND)
         value: Tensor | None = None
         dtype = saved.f.dtype
@@ -340,6 +346,8 @@ class _Function(torch.autograd.Function):
             rows = products.sum(-1) if bit < 2 else products
             part = segment_totals(rows, (saved.x_offsets, saved.y_offsets)[side], ctx.segments)
             value = part if value is None else value + part
+        if value_only:
+            return value, None, None, *map(torch.zeros_like, saved[9:])  # the rest is not read
         moved = [None if tangent is None else tangent.to(dtype) for tangent in tangents[:4]]
         others = pushed(*saved[:6], ctx.segments, *saved[9:13], *moved, ctx.numbers, ctx.terms, ctx.need)
         return value, None, None, *others

@@ -26,7 +26,7 @@ from torch._C._functorch import (
 )
 from torch.autograd import forward_ad
 
-__all__ = ["active", "call", "fold", "forward", "needs_gradient", "public", "run", "unfold"]
+__all__ = ["active", "call", "fold", "forward", "needs_gradient", "public", "pushed_once", "run", "unfold"]
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -156,6 +156,22 @@ def needs_gradient(tensor: Tensor | None) -> bool:
         if not is_functorch_wrapped_tensor(tensor):
             return False
         tensor = get_unwrapped(tensor)
+
+
+def pushed_once(*tensors: Tensor | None) -> bool:
+    """True where the only differentiation in progress pushes tangents forward once: nothing will ask for the
+    derivative of what a result is made of."""
+    if not active():
+        return False
+    keys = [interpreter.key() for interpreter in get_interpreter_stack() or []]
+    if TransformType.Grad in keys or keys.count(TransformType.Jvp) > 1:
+        return False
+    for tensor in tensors:
+        while tensor is not None:
+            if tensor.requires_grad:
+                return False
+            tensor = get_unwrapped(tensor) if is_functorch_wrapped_tensor(tensor) else None
+    return True
 
 
 def _fold_offsets(offsets: Tensor, dim: int | None, batch: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,8 +14,8 @@ from decoct.ops._backend import XX, XY, YY, X, Y, dtype_name
 from decoct.ops._plan import Settings, uniform
 from decoct.ops._problem import Offsets, Problem, check_tensor, is_nested, prepare
 from decoct.ops._rows import lengths, segment_totals
-from decoct.ops._sinkhorn import Outputs, sinkhorn
-from decoct.ops._transforms import active, needs_gradient
+from decoct.ops._sinkhorn import VALUE_ONLY, Outputs, sinkhorn
+from decoct.ops._transforms import active, needs_gradient, pushed_once
 
 __all__ = ["Cost", "Reach", "Transport", "check_options", "normalised", "transport"]
 
@@ -23,6 +24,16 @@ Reach = float | tuple[float | None, float | None] | None
 
 FLOOR = 1e-6
 """The least error of a marginal that float32 potentials can be asked for."""
+PARTIAL_TOL = 1e-3
+"""What partial transport goes on to where no tol is given."""
+STALL = 1 / 16
+"""Errors of float32 stall where an exponent's rounding, 2^-23 times the largest cost over eps, is about this
+share: measured from 0.01 (below 8 columns, p=2) to 0.1 of it, blur 0.02 ... 0.5, 2 ... 64 columns, 50 ... 200
+rows."""
+LOST = 0.01
+"""The share of the largest cost that the rounding of eps may reach."""
+UNEQUAL = 1e-3
+"""The share by which totals of both sides may differ where both marginals are kept: more than rounding."""
 NO_CAP = 2**31 - 1
 
 
@@ -37,11 +48,14 @@ class Transport:
     label_cost: Tensor | None
     start: tuple[Tensor | None, ...]
 
-    def solve(self, terms: int) -> Outputs:
-        """The terms' signed sum; the potentials' derivatives are offered whatever is asked for."""
+    def solve(self, terms: int, value_only: bool = False) -> Outputs:
+        """The terms' signed sum; the potentials' derivatives are offered whatever is asked for, but in a push
+        forward of which the value alone is used."""
         problem = self.problem
         x, y, a, b = problem.x, problem.y, problem.a, problem.b
         need = (X if needs_gradient(x) else 0) | (Y if needs_gradient(y) else 0)
+        if value_only and pushed_once(x, y, a, b):
+            need |= VALUE_ONLY
         wanted = (XX if terms & XX else 0, YY if terms & YY else 0)
         own = [part if want else None for part, want in zip(self.start[2:], wanted, strict=True)]
         return sinkhorn(
@@ -64,7 +78,13 @@ class Transport:
 
 
 def normalised(rows: Tensor) -> Tensor:
-    """Rows of length 1; a row of zeros stays, with zero gradient."""
+    """Rows of length 1; a row of zeros stays, with zero gradient.
+
+    A power of two, constant for autograd, is divided out first: squares of any row's entries are in range.
+    """
+    most = rows.detach().abs().amax(-1, keepdim=True)
+    unit = torch.ldexp(torch.ones_like(most), torch.frexp(most).exponent - 1)
+    rows = rows / torch.where((most > 0) & most.isfinite(), unit, 1.0)
     square = rows.square().sum(-1, keepdim=True)
     zero = square == 0
     return torch.where(zero, 0.0, rows / torch.where(zero, 1.0, square).sqrt())
@@ -87,8 +107,29 @@ def check_cost(op: str, p: Any, cost: Any) -> None:
         raise ValueError(f"{op}: cost must be 'euclidean' with p=1, got 'cosine'")
 
 
-def check_blur(op: str, blur: Any) -> float:
-    return _number(op, "blur", blur, "a positive number")
+def check_blur(op: str, blur: Any, p: int) -> float:
+    """Of which eps = blur^p is a normal number."""
+    length = _number(op, "blur", blur, "a positive number")
+    eps = length if p == 1 else length * length
+    if not sys.float_info.min <= eps < math.inf:
+        raise ValueError(f"{op}: blur must be a number whose power eps = blur^p is in range, got {blur}")
+    return length
+
+
+def _check_precision(op: str, settings: Settings, dtype: torch.dtype, tol: Any) -> None:
+    """That rows of this dtype can give what is asked for, as far as that is known without the rows."""
+    size, rounding = settings.diameter, torch.finfo(dtype).eps
+    cost = size if settings.power == 1 else size * size / 2
+    if cost > 0 and rounding * settings.eps > LOST * cost:
+        most = (LOST / rounding / settings.power) ** (1 / settings.power)
+        raise ValueError(
+            f"{op}: blur must be at most {most:.3g} times the diameter, where rounding takes a hundredth of "
+            f"the cost in {dtype_name(dtype)}, got {settings.blur}"
+        )
+    floor = max(FLOOR, STALL * rounding * cost / settings.eps)
+    if dtype == torch.float32 and 0 < settings.tolerance < floor:
+        where = " at this diameter and blur" if floor > FLOOR else ""
+        raise ValueError(f"{op}: tol must be at least {floor:.3g} for rows below float64{where}, got {tol}")
 
 
 def _reaches(op: str, reach: Any) -> tuple[float, float]:
@@ -129,7 +170,7 @@ def check_options(
 ) -> Settings:
     """The options of a solver that are plain values."""
     check_cost(op, p, cost)
-    blur = check_blur(op, blur)
+    blur = check_blur(op, blur, p)
     reach_x, reach_y = _reaches(op, reach)
     size = 0.0 if diameter is None else _number(op, "diameter", diameter, "a positive number or None")
     ratio = _number(op, "scaling", scaling, "a number between 0 and 1")
@@ -137,7 +178,8 @@ def check_options(
         raise ValueError(f"{op}: scaling must be a number between 0 and 1, got {scaling}")
     if not isinstance(debias, bool):
         raise TypeError(f"{op}: debias must be True or False, got {type(debias).__name__}")
-    tolerance, cap = _iterations(op, tol, max_iterations)
+    # Annealing alone leaves a partial problem far from its solution.
+    tolerance, cap = _iterations(op, PARTIAL_TOL if tol is None and mass is not None else tol, max_iterations)
     amount = 0.0 if mass is None else _number(op, "mass", mass, "a positive number or None")
     if mass is not None and debias:
         raise ValueError(f"{op}: debias must be False with mass, got True")
@@ -151,7 +193,9 @@ def check_options(
 
 
 def _values_are_known(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not active()
+    """Without a sync, and outside of whatever gives tensors no values."""
+    plain = type(tensor) in (Tensor, torch.nn.Parameter)
+    return plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not active()
 
 
 def _one_label_side(op: str, name: str, labels: Any, rows: Tensor, count: int) -> Tensor:
@@ -205,21 +249,43 @@ def check_labels(
     )
 
 
-def _check_mass(problem: Problem, mass: float) -> None:
-    op = problem.op
+def _check_totals(problem: Problem, settings: Settings) -> None:
+    """Of the weights of segments that are not empty: none is negative, both sides have the same total or, of
+    partial transport, the mass."""
+    op, segments = problem.op, problem.segments
     sides = (("a", problem.x, problem.a, problem.x_offsets), ("b", problem.y, problem.b, problem.y_offsets))
+    given = [w for _, _, w, _ in sides if w is not None]
+    if segments == 0 or (not given and settings.mass == 0):
+        return
+    if not all(map(_values_are_known, (problem.x, problem.y, *given))):
+        return
+    totals, counts = [], []
     for name, rows, weights, offsets in sides:
-        if not _values_are_known(rows) or problem.segments == 0:
-            continue
-        w = uniform(weights, rows, offsets, problem.segments).detach().double()
-        total = segment_totals(w, offsets, problem.segments)
-        total = total[lengths(offsets, rows.shape[0], problem.segments, rows.device) > 0]
-        least = float(total.min()) if total.numel() else math.inf
-        if mass > least * (1 + 1e-6):
-            raise ValueError(f"{op}: mass must be at most the least total of {name}, {least:.6g}, got {mass}")
+        if weights is not None and bool((weights < 0).any()):
+            raise ValueError(f"{op}: {name} must not be negative, got {float(weights.detach().min()):.6g}")
+        w = uniform(weights, rows, offsets, segments).detach().double()
+        totals.append(segment_totals(w, offsets, segments))
+        counts.append(lengths(offsets, rows.shape[0], segments, rows.device))
+    there = (counts[0] > 0) & (counts[1] > 0)
+    a, b = (total[there] for total in totals)
+    if settings.mass > 0 and a.numel():
+        for name, total in (("a", a), ("b", b)):
+            least = float(total.min())
+            if settings.mass > least * (1 + 1e-6):
+                words = f"mass must be at most the least total of {name}, {least:.6g}, got {settings.mass}"
+                raise ValueError(f"{op}: {words}")
+    unequal = (a - b).abs() > UNEQUAL * torch.maximum(a, b)
+    if settings.balanced and bool(unequal.any()):
+        raise ValueError(
+            f"{op}: b must have the total of a, {float(a[unequal][0]):.6g}, in each segment unless reach= or "
+            f"mass= is given, got {float(b[unequal][0]):.6g}"
+        )
 
 
-def _check_start(problem: Problem, start: Any, debias: bool, solution: type) -> tuple[Tensor | None, ...]:
+def _check_start(
+    problem: Problem, start: Any, clouds: tuple[Any, Any], own: tuple[bool, bool], solution: type
+) -> tuple[Tensor | None, ...]:
+    """Potentials to start from; `own`: which of the self terms are solved."""
     op = problem.op
     if start is None:
         return None, None, None, None
@@ -227,19 +293,20 @@ def _check_start(problem: Problem, start: Any, debias: bool, solution: type) -> 
         raise TypeError(f"{op}: start must be a SinkhornSolution or None, got {type(start).__name__}")
     names = ("f", "g", "f_self", "g_self")
     potentials: list[Tensor | None] = []
-    for name, rows in zip(names, (problem.x, problem.y) * 2, strict=True):
+    for name, cloud, wanted in zip(names, clouds * 2, (True, True, *own), strict=True):
         part = getattr(start, name)
         if part is None and name.endswith("self"):
-            if debias:
+            if wanted:
                 raise ValueError(f"{op}: start must have {name} with debias=True, got None")
             potentials.append(None)
             continue
-        part = part.values() if is_nested(part) else part
+        part, rows = (value.values() if is_nested(value) else value for value in (part, cloud))
         check_tensor(op, f"start.{name}", part, rows.device)
-        if part.numel() != rows.shape[0]:
-            side = "N" if rows is problem.x else "M"
+        if part.shape != rows.shape[:-1]:
+            side = "x" if cloud is clouds[0] else "y"
+            shape = tuple(rows.shape[:-1])
             raise ValueError(
-                f"{op}: start.{name} must have {side}={rows.shape[0]} entries, got {tuple(part.shape)}"
+                f"{op}: start.{name} must be {shape} as the rows of {side}, got {tuple(part.shape)}"
             )
         potentials.append(part.detach().reshape(-1).to(problem.dtype))
     return tuple(potentials)
@@ -260,18 +327,18 @@ def transport(
     start: Any,
     solution: type,
     pooled: bool,
+    own_x: bool = True,
     **options: Any,
 ) -> Transport:
-    """Checks the arguments of a solver. `pooled`: without a diameter that of the box around all segments."""
+    """Checks the arguments of a solver. `pooled`: without a diameter that of the box around all segments.
+    `own_x`: whether a debiased value needs the term of x with itself."""
     settings = check_options(op, **options)
     problem = prepare(op, x, y, a, b, x_offsets, y_offsets)
-    if 0 < settings.tolerance < FLOOR and problem.dtype == torch.float32:
-        raise ValueError(f"{op}: tol must be at least {FLOOR:g} for rows below float64, got {options['tol']}")
+    _check_precision(op, settings, problem.dtype, options["tol"])
     debias = options["debias"]
     labels = check_labels(op, x, y, x_labels, y_labels, label_cost)
-    if settings.mass > 0:
-        _check_mass(problem, settings.mass)
-    begin = _check_start(problem, start, debias, solution)
+    _check_totals(problem, settings)
+    begin = _check_start(problem, start, (x, y), (debias and own_x, debias), solution)
     if options["cost"] == "cosine":
         rows = [normalised(part.to(problem.dtype)) for part in (problem.x, problem.y)]
         problem = problem.moved(*rows)

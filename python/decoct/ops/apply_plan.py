@@ -62,16 +62,32 @@ def apply_plan(
     Returns
     -------
     (N,) or (N, E), with batches (B, N) or (B, N, E), and of M rows with ``transpose``; nested if these rows
-    are. float32, or float64 if anything passed is float64. Rows whose segment is empty on the other side
-    are 0.
+    are. float32, or float64 if anything passed is float64; float16 and bfloat16 are accumulated in float32.
+    Rows whose segment is empty on the other side are 0.
 
     Gradients
     ---------
-    First and second order in x, y, v, a, b, f and g, the potentials' own dependence on the rows among them
-    if they carry it; a third order by the rows raises.
+    First and second order in x, y, v, a, b, f and g; a third order by the rows raises. Potentials that carry
+    their own dependence on rows and weights pass first derivatives on to these; second derivatives through
+    potentials are not offered and raise, so detach them where a second order is asked for. With labels,
+    ``label_cost`` has no gradient. A row with NaN or Inf makes its own segment NaN.
 
-    Errors are those of :func:`decoct.sinkhorn_divergence`; a TypeError without ``solution`` or f and g, or
-    with both.
+    Raises
+    ------
+    TypeError
+        A dtype that is not floating, or an argument of the wrong kind; neither ``solution`` nor f and g, or
+        both.
+    ValueError
+        Shapes, offsets, devices or values that do not fit; a ``label_cost`` that needs a gradient.
+    RuntimeError
+        No kernels for the device in this build; derivatives that are not offered.
+
+    References
+    ----------
+    Cuturi, Sinkhorn distances: lightspeed computation of optimal transport, NeurIPS 2013, for the plan;
+    Ferradans et al., Regularized discrete optimal transport, SIAM Journal on Imaging Sciences 2014, for the
+    barycentric map; Alvarez-Melis and Fusi, Geometric dataset distances via optimal transport, NeurIPS 2020,
+    arXiv 2002.02923, for ``label_cost``.
     """
     if solution is not None:
         if not isinstance(solution, SinkhornSolution):
@@ -83,7 +99,7 @@ def apply_plan(
         raise TypeError(f"{OP}: solution must be given, or f and g, got None")
     problem = prepare(OP, x, y, a, b, x_offsets, y_offsets, others=tuple(filter(_is_tensor, (v, f, g))))
     check_cost(OP, p, cost)
-    settings = Settings(int(p), check_blur(OP, blur))
+    settings = Settings(int(p), check_blur(OP, blur, p))
     labels = check_labels(OP, x, y, x_labels, y_labels, label_cost)
     f, g = _potential(problem, "f", f, x), _potential(problem, "g", g, y)
     out_rows, in_rows, letter, side = (y, x, "N", "x") if transpose else (x, y, "M", "y")

@@ -79,27 +79,36 @@ def sinkhorn_divergence(
         and ``y_offsets`` for (C,); jagged nested tensors (eager mode) for (C,). Real rows first, synthetic
         second. float64, float32, float16 or bfloat16; mixed ones promote.
     a, b : weights of the rows, (N,) and (M,) or (B, N) and (B, M), used as given; by default 1 / rows of the
-        segment. Both must have the same total, unless ``reach`` or ``mass`` is given.
+        segment. Both must have the same total, unless ``reach`` or ``mass`` is given, and none may be
+        negative: checked on the CPU, outside of transforms and compilers.
     x_offsets, y_offsets : int64 (C + 1,) tensor, list or :class:`decoct.Segments`: segment c of x is rows
         ``x_offsets[c]:x_offsets[c + 1]``. A segment that is empty on either side gives 0.
     p : 2 for the cost |x - y|^2 / 2, 1 for |x - y|.
     cost : ``"euclidean"``, or with p=2 ``"cosine"``: rows are normalised first, which makes it 1 - cos; a
-        row of zeros stays one.
-    blur : the length at which mass is spread out, in the units of the rows: eps = blur^p.
+        row of zeros stays one, however long or short the others are.
+    blur : the length at which mass is spread out, in the units of the rows: eps = blur^p. Potentials are
+        differences of numbers of eps: far above the rows' diameter rounding takes the value, at p=2 in
+        float32 a hundredth of the largest cost at 200 diameters. With a ``diameter`` more than that raises.
     reach : None keeps both marginals. A length relaxes them: the marginals of the plan pay rho = reach^p
         times their Kullback-Leibler divergence from a and b, and ``a @ f`` becomes ``(rho + eps / 2) * a @
         (1 - exp(-f / rho))``. A pair (reach_x, reach_y) does so for each side, None in it keeps that one.
     diameter : the length at which eps begins; None: of the box around each segment's rows.
     scaling : between 0 and 1; nearer to 1 is slower and closer to convergence.
     debias : whether OT(x, x) / 2 and OT(y, y) / 2 are taken off.
-    tol : go on at eps = blur^p until no marginal is missed by more than this share of its mass.
-    max_iterations : a cap on the iterations; by default 1000 with ``tol``, else those of the annealing.
+    tol : go on at eps = blur^p until no marginal is missed by more than this share of its mass. Below
+        float64 the rounding of exponents leaves about 2^-23 / 16 times the largest cost over eps: a ``tol``
+        below 1e-6 raises, and with a ``diameter`` one below 2^-23 / 16 * diameter^p / p / eps. What else is
+        out of reach ends at ``max_iterations``, and :func:`decoct.sinkhorn_potentials` tells.
+    max_iterations : a cap on the iterations; by default 1000 with ``tol``, else those of the annealing. Four
+        are made at least: two at the diameter, two at blur^p; with ``start`` the last two.
     xx : OT(x, x). None: computed. A tensor of the result's shape: that value, ``sinkhorn_divergence(x, x,
         debias=False)``. False: left out.
     x_labels, y_labels, label_cost : int (N,) and (M,), and (L, L): ``label_cost[l_i, l_j]`` is added to the
         cost of a pair; symmetric.
-    mass : partial transport of this mass, at most the lesser total; needs ``debias=False`` and no reach.
-    start : potentials to start from; then eps is blur^p at once.
+    mass : partial transport of this mass, at most the lesser total; needs ``debias=False`` and no reach. With
+        h, the multiplier of the mass, the value is ``a @ (f - h) + b @ g + mass * h``, f - h and g at most 0.
+        Goes on to a ``tol`` of 1e-3 if none is given, for annealing alone ends far from the solution.
+    start : potentials to start from, in the shapes returned; then eps is blur^p at once.
     cost_budget : bytes that may hold the products of a segment's rows, which are otherwise made again in each
         iteration. 0 keeps those that fit in a cache.
 
@@ -113,16 +122,18 @@ def sinkhorn_divergence(
     problem at the potentials found (envelope theorem), the second order comes from the equations that
     potentials solve, by conjugate gradients in O(N + M) memory: ask for a ``tol`` where it matters. A
     gradient by the weights of a problem that keeps both marginals is known up to a constant. At distance
-    zero the cost of p=1 has no gradient. No second order with ``mass`` or labels: it raises. A row with NaN
-    or Inf makes its own segment NaN.
+    zero the cost of p=1 has no gradient. No second order with ``mass`` or labels: it raises. Forward mode
+    pushes a tangent once, over no or one reverse mode; alone it takes no equations, and so goes with ``mass``
+    and labels. A row with NaN or Inf makes its own segment NaN.
 
     Raises
     ------
     TypeError
         A dtype that is not floating, or an argument of the wrong kind.
     ValueError
-        Shapes, offsets, devices or values that do not fit; a ``tol`` below 1e-6 for rows below float64;
-        ``xx`` cached or left out while x or a needs a gradient; a ``label_cost`` that needs one.
+        Shapes, offsets, devices or values that do not fit, totals of weights among them; a ``tol`` or
+        ``blur`` that the dtype cannot give; ``xx`` cached or left out while x or a needs a gradient; a
+        ``label_cost`` that needs one.
     RuntimeError
         No kernels for the device in this build; second derivatives whose equations do not converge.
 
@@ -131,7 +142,8 @@ def sinkhorn_divergence(
     Feydy et al., Interpolating between optimal transport and MMD using Sinkhorn divergences, AISTATS 2019,
     equations 2 to 4 and 11; Sejourne et al., Sinkhorn divergences for unbalanced optimal transport, 2019, for
     ``reach``; Chapel et al., Partial optimal transport with applications on positive-unlabeled learning,
-    NeurIPS 2020, for ``mass``.
+    NeurIPS 2020, for ``mass``; Alvarez-Melis and Fusi, Geometric dataset distances via optimal transport,
+    NeurIPS 2020, arXiv 2002.02923, for ``label_cost``.
     """
     return divergence_of(
         "sinkhorn_divergence",
@@ -195,13 +207,14 @@ def divergence_of(
         start=start,
         solution=SinkhornSolution,
         pooled=pooled,
+        own_x=xx is None,
         debias=debias,
         **options,
     )
     problem = made.problem
     _check_xx(problem, debias, xx)
     terms = XY | (YY if debias else 0) | (XX if debias and xx is None else 0)
-    value = made.solve(terms).value
+    value = made.solve(terms, value_only=True).value
     if isinstance(xx, Tensor):
         value = problem.zero_if_empty(value - xx.to(torch.float64).reshape(problem.segments) / 2)
     return problem.finish(value)
@@ -261,7 +274,7 @@ def sinkhorn_potentials(
     -------
     value : what :func:`decoct.sinkhorn_divergence` returns.
     f, g : (N,) and (M,), with batches (B, N) and (B, M); nested if the rows are. With ``mass``, f holds the
-        multiplier of the mass.
+        multiplier of the mass, which is the largest f unless all of x is sent.
     f_self, g_self : those of x and of y with itself, f == g there; None with ``debias=False``.
     error : by what share of its mass a marginal was missed before the last step, the worst of all terms, in
         the shape of ``value``.
