@@ -1,15 +1,15 @@
 """The day of the GPU: builds, checks and times the CUDA kernels, in under 8 minutes.
 
     python bench/gpu.py                                  # everything
-    python bench/gpu.py --skip tests sanitizer           # some of it
-    python bench/gpu.py --rows '5000x5000x64*'           # some rows of the timings; --list prints their names
+    python bench/gpu.py --skip timings ceilings          # some of it: the checks
+    python bench/gpu.py --rows 'sinkhorn*'               # some rows of the timings; --list prints their names
     python bench/gpu.py --device emulated                # the same at toy size, without a GPU
 
 It takes what `pip install ".[test,bench]"` brings; a peer that is not there says so in its row.
-Stages, in this order: build, tests, sanitizer, graphs, ceilings, timings. Each gets a share of --seconds; one
-that fails does not stop the others. An installed decoct with CUDA kernels is used as it is; one without them
-is built from this tree for this device alone, which takes nvcc and about a minute. bench/README.md says what
-the columns of the timings mean.
+Stages, in this order: build, tests, sanitizer, graphs, ceilings, timings. Each gets a share of what is left
+of --seconds; one that fails does not stop the others. An installed decoct with CUDA kernels is used as it
+is; one without them is built from this tree for this device alone, which takes nvcc and about a minute.
+bench/README.md says what the columns of the timings mean.
 """
 
 from __future__ import annotations
@@ -30,12 +30,17 @@ from typing import Any
 import gpu_jobs
 import harness
 from contenders import OURS
-from gpu_timings import NO_TIME, listed
+from gpu_rows import listed
+from gpu_timings import NO_TIME
 
 HERE = Path(__file__).resolve().parent
-TESTS = ("test_contract.py", "test_mmd.py")
-TOY_TESTS = "test_values_and_gradients and gaussian-5 and float32"
+TESTS = ("test_contract.py", "test_sinkhorn.py", "test_mmd.py")
+TOY_TESTS = (
+    "test_values_and_gradients and (gaussian-5 or p1-reach) and float32 or test_all_points_in_one_place"
+)
 SANITIZERS = ("memcheck", "racecheck")
+PEERS_ENVIRONMENT = {f"POT_BACKEND_DISABLE_{name}": "1" for name in ("JAX", "CUPY", "TENSORFLOW")}
+"""POT would load these, and they take memory of the device; it is timed on torch's tensors."""
 Result = dict[str, Any]
 
 
@@ -148,7 +153,7 @@ def tests(run: Run) -> Result:
     if run.emulated:
         command += ["-k", TOY_TESTS]
     elif importlib.util.find_spec("xdist"):
-        command += ["-n", str(min(6, os.cpu_count() or 1))]
+        command += ["-n", str(min(8, os.cpu_count() or 1))]
     log = run.log("tests")
     ended = gpu_jobs.run(command, log, run.left(), environment=run.environment)
     text = log.read_text(errors="replace")
@@ -219,7 +224,9 @@ def timings(run: Run) -> Result:
     job["budget"] = 0.02 if run.emulated else 0.3
     log = run.log("timings")
     out = log.with_suffix(".json")
-    worker = gpu_jobs.Supervised(HERE / "gpu_timings.py", job, out, log, run.environment)
+    worker = gpu_jobs.Supervised(
+        HERE / "gpu_timings.py", job, out, log, {**run.environment, **PEERS_ENVIRONMENT}
+    )
     ended = worker.until(run.deadline - 10)
     measured = {row["name"]: row for row in worker.rows}
     left_out = {"contenders": {}, "note": ended or NO_TIME}
@@ -257,13 +264,13 @@ def summary(rows: list[Result]) -> str:
 
 STAGES: dict[str, tuple[str, float, Callable[[Run], Result]]] = {
     "build": ("Build, where there are no kernels yet", 0.6, build),
-    "tests": ("Contract tests against float64", 0.3, tests),
+    "tests": ("Tests against float64", 0.3, tests),
     "sanitizer": ("compute-sanitizer on every kernel path", 0.2, sanitizer),
-    "graphs": ("CUDA graphs, streams, repeats", 0.15, graphs),
+    "graphs": ("CUDA graphs, streams, repeats", 0.1, graphs),
     "ceilings": ("Measured ceilings", 0.15, ceilings),
-    "timings": ("MMD and its gradient beside its peers", 1.0, timings),
+    "timings": ("Ops and their gradients beside their peers", 0.5, timings),
 }
-"""Title, most of --seconds that it may take, and the stage."""
+"""Title, share of the time, and the stage."""
 KERNELS_NEEDED = ("tests", "sanitizer", "graphs", "timings")
 
 
@@ -290,9 +297,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def allowance(name: str, skipped: list[str], total: float, left: float) -> float:
+    """Seconds that a stage may take: the build of all, the others of what is left, which they share with the
+    stages after them."""
+    share = STAGES[name][1]
+    if name == "build":
+        return share * total
+    names = [*STAGES]
+    following = sum(STAGES[other][1] for other in names[names.index(name) + 1 :] if other not in skipped)
+    return share / (share + following) * left
+
+
 def stage(run: Run, name: str, total: float, begun: float) -> Result:
     """One stage within its share of the time; whatever it raises is its failure."""
-    title, share, action = STAGES[name]
+    title, _, action = STAGES[name]
     now = time.time()
     print(f"\n=== {title}", flush=True)
     if name in run.options.skip:
@@ -303,7 +321,7 @@ def stage(run: Run, name: str, total: float, begun: float) -> Result:
         return failed("not run: no kernels")
     if now > begun + total - min(10.0, total / 10):
         return failed("not run: budget")
-    run.deadline = min(begun + total, now + share * total)
+    run.deadline = now + allowance(name, run.options.skip, total, begun + total - now)
     try:
         return action(run)
     except Exception as error:

@@ -11,64 +11,20 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 import decoct
 import harness
-from decoct.kernels import Gaussian
 from gpu_device import Device, open_device
+from gpu_paths import FORMS, Check, rows, sanitized
 
 REPEATS, TOY_REPEATS = 20, 2
-Check = tuple[str, Callable[[], None]]
-
-
-def _rows(device: Device, *shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device.device, dtype)
-
-
-# ---- every path once, at sizes that fill no tile
-
-
-COLUMNS = (3, 7, 33, 130, 256, 300)
-"""Of the paths for few columns, for up to 256 (all widths of it), and for more."""
-ENDS = {"x_offsets": [0, 0, 1, 38, 83], "y_offsets": [0, 3, 4, 40, 61]}
-FORMS: dict[str, dict[str, Any]] = {"dense": {}, "ragged": ENDS}
-
-
-def _every_op(device: Device, columns: int, form: str, dtype: torch.dtype, precision: str) -> None:
-    """Value, gradients, second derivatives and products with vectors; all of them finite."""
-    torch.set_float32_matmul_precision(precision)
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
-    x, y = (_rows(device, n, columns, seed=n, dtype=dtype).requires_grad_() for n in (83, 61))
-    a, b = (torch.full((n,), 0.1, dtype=compute, device=device.device) for n in (83, 61))
-    kernel, ends = Gaussian(scales=(0.5, 2.0)), FORMS[form]
-    results = [decoct.mmd(x.detach(), y.detach(), kernel, "mean", **ends)]
-    value = decoct.mmd(x, y, kernel, columns**0.5, a=a, b=b, **ends)
-    gradients = torch.autograd.grad(value.sum(), (x, y), create_graph=True)
-    probe = torch.cat(gradients).square().sum()
-    results += [value, *gradients, *torch.autograd.grad(probe, (x, y))]
-    for vectors in (1, 3):
-        v = _rows(device, 61, vectors, seed=2, dtype=compute)
-        results.append(decoct.kernel_matvec(x.detach(), y.detach(), v, "laplacian", columns**0.5, **ends))
-    device.synchronize()
-    assert all(bool(result.isfinite().all()) for result in results), "a result is not finite"
-
-
-def sanitized(device: Device) -> Iterator[Check]:
-    """Every setting, the commonest first."""
-    settings = [(torch.float32, p) for p in ("highest", "high", "medium")]
-    settings += [(torch.bfloat16, "highest"), (torch.float64, "highest")]
-    settings += [(torch.bfloat16, p) for p in ("high", "medium")]
-    for (dtype, precision), columns, form in itertools.product(settings, COLUMNS, FORMS):
-        name = f"{str(dtype).removeprefix('torch.')}, {precision}, D={columns}, {form}"
-        yield name, partial(_every_op, device, columns, form, dtype, precision)
 
 
 # ---- graphs, streams, repeats
@@ -81,8 +37,9 @@ class Problem:
     device: Device
     columns: int
     form: str
-    bandwidth: Any
+    rule: str
     seed: int = 0
+    rules: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         n, m = (83, 61) if self.form == "ragged" else (40, 30) if self.device.toy else (300, 170)
@@ -93,12 +50,45 @@ class Problem:
 
     def fill(self, seed: int) -> None:
         with torch.no_grad():
-            self.x.copy_(_rows(self.device, *self.x.shape, seed=seed))
-            self.y.copy_(_rows(self.device, *self.y.shape, seed=seed + 1) * 0.9 + 0.2)
+            self.x.copy_(rows(self.device, *self.x.shape, seed=seed))
+            self.y.copy_(rows(self.device, *self.y.shape, seed=seed + 1) * 0.9 + 0.2)
 
     def call(self) -> tuple[Tensor, Tensor]:
-        value = decoct.mmd(self.x, self.y, "gaussian", self.bandwidth, **FORMS[self.form])
+        value = self.value()
         return value.detach(), torch.autograd.grad(value.sum(), self.y)[0]
+
+    def value(self) -> Tensor:
+        raise NotImplementedError
+
+
+class Mmd(Problem):
+    rules = ("fixed bandwidth", "mean bandwidth")
+
+    def value(self) -> Tensor:
+        bandwidth = "mean" if self.rule == self.rules[1] else self.columns**0.5
+        return decoct.mmd(self.x, self.y, "gaussian", bandwidth, **FORMS[self.form])
+
+
+class Sinkhorn(Problem):
+    """Of the dense one, the real-real term is made in tiles, the others keep their costs."""
+
+    rules = ("p=2", "p=1", "p=2, labels")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.options: dict[str, Any] = {
+            "p": 1 if self.rule == "p=1" else 2,
+            "blur": self.columns**0.5 / 4,
+            "diameter": 8 * self.columns**0.5,
+            **FORMS[self.form],
+        }
+        if self.rule == self.rules[2]:
+            for side, part in (("x_labels", self.x), ("y_labels", self.y)):
+                self.options[side] = torch.arange(len(part), device=part.device) % 3
+            self.options["label_cost"] = 1 - torch.eye(3, device=self.x.device)
+
+    def value(self) -> Tensor:
+        return decoct.sinkhorn_divergence(self.x, self.y, **self.options)
 
 
 def _same(ours: tuple[Tensor, ...], expected: tuple[Tensor, ...], what: str) -> None:
@@ -127,7 +117,7 @@ def _side_stream(problem: Problem) -> None:
 
 
 def _two_streams(problem: Problem) -> None:
-    other = Problem(problem.device, problem.columns, problem.form, problem.bandwidth, seed=5)
+    other = replace(problem, seed=5)
     expected = [problem.call(), other.call()]
     found = problem.device.concurrently([problem.call, other.call], problem.repeats)
     for results, wanted in zip(found, expected, strict=True):
@@ -156,19 +146,25 @@ CHECKS = {
 }
 
 
-def _on(check: Callable[[Problem], None], *description: Any) -> None:
-    check(Problem(*description))
+WAITS = {"p=2, labels": ("no waiting",)}
+"""Checks that a rule leaves out: outside of a capture labels are looked at by the host."""
+
+
+def _on(check: Callable[[Problem], None], op: type[Problem], *description: Any) -> None:
+    check(op(*description))
 
 
 def graphs(device: Device) -> Iterator[Check]:
-    for columns, form, rule, (name, check) in itertools.product(
-        (64, 7, 300), FORMS, ("fixed", "mean"), CHECKS.items()
-    ):
-        bandwidth = columns**0.5 if rule == "fixed" else "mean"
-        yield (
-            f"{name}, D={columns}, {form}, {rule} bandwidth",
-            partial(_on, check, device, columns, form, bandwidth),
-        )
+    for op, columns, form in itertools.product((Sinkhorn, Mmd), (64, 7, 300), FORMS):
+        if device.toy and op is Sinkhorn and columns != 7:
+            continue  # the others are long, and where these calls go is the same
+        for rule, (name, check) in itertools.product(op.rules, CHECKS.items()):
+            if name in WAITS.get(rule, ()):
+                continue
+            yield (
+                f"{op.__name__.lower()}, {name}, D={columns}, {form}, {rule}",
+                partial(_on, check, op, device, columns, form, rule),
+            )
 
 
 KINDS = {"sanitized": sanitized, "graphs": graphs}

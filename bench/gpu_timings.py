@@ -1,4 +1,4 @@
-"""Measured ceilings of a GPU, and MMD with its gradient beside its peers: a worker of gpu.py.
+"""Measured ceilings of a GPU, and ops with their gradients beside their peers: a worker of gpu.py.
 
     python gpu_timings.py '{"device": "cuda", "kind": "timings", "rows": [...], "until": 1.8e9, ...}' OUT
 
@@ -7,13 +7,12 @@ OUT is written after each step: {"running": [row, step] or null, "rows": [...]}.
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,7 @@ import harness
 import peaks
 from contenders import OURS, Call, Contender
 from gpu_device import CHAIN, Device, open_device
-from mmd_cases import FULL, Case, Exact, errors, exact
-from mmd_contenders import contenders_for
-from mmd_targets import SPEED
+from gpu_rows import Row, listed
 
 Rates = dict[str, float | None]
 HEADER = (
@@ -40,11 +37,6 @@ HEADER = (
     "error of value",
     "of gradient",
 )
-BUILT_AT_RUN_TIME = ("compiled", "KeOps")
-"""Contenders of a row of their own: building them takes most of the time."""
-VALUE_AGREES, GRADIENT_AGREES = 1e-3, 5e-2
-"""Errors against float64 beyond which a contender is not timed: it computes something else. The second is
-wide, for torch's own products in TF32."""
 NO_TIME = "not run: budget"
 NEEDED = {False: 3.0, True: 30.0}
 """Seconds that must be left for a contender to begin; the second for one that is built at run time."""
@@ -90,64 +82,13 @@ def products(rates: Rates, precision: str) -> float:
     return max(float32, tf32 / 3) if precision == "highest" else tf32
 
 
-def least_seconds(case: Case, with_xx: bool, precision: str, rates: Rates) -> float:
+def least_seconds(work: peaks.Work, precision: str, rates: Rates) -> float:
     """Under the ceilings. Products, exponentials and copies have units of their own: the slowest counts."""
-    work = peaks.mmd_work(case.rows_x, case.rows_y, case.columns, max(case.groups, 1), with_xx)
     exps, copied = rates["exp"] or 0.0, rates["copy"] or 0.0
     return max(work.flops / products(rates, precision), work.exps / exps, work.bytes / copied)
 
 
 # ---- rows
-
-
-@dataclass(frozen=True)
-class Row:
-    """A case of bench_mmd.py in one precision."""
-
-    case: Case
-    precision: str
-    built: bool
-    """Whether the contenders are those that are built at run time."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.case.name}, {self.precision}{', built at run time' if self.built else ''}"
-
-    def contenders(self, device: Device) -> list[Contender]:
-        ours, *peers = contenders_for(self.case)
-        peers = [c for c in peers if any(word in c.name for word in BUILT_AT_RUN_TIME) == self.built]
-        return [ours, *peers] if self.built else [ours, _replayed(ours, device), *peers]
-
-    def at(self, toy: bool) -> Case:
-        """The sizes that are run."""
-        if not toy:
-            return self.case
-        n, m = (min(40, max(6, count // 100)) for count in (self.case.rows_x, self.case.rows_y))
-        columns, groups = min(self.case.columns, 300), min(self.case.groups, 3)
-        return replace(self.case, rows_x=n, rows_y=m, columns=columns, groups=groups)
-
-
-def _replayed(ours: Contender, device: Device) -> Contender:
-    """Without the host's part of a call."""
-
-    def build(case: Case, x: torch.Tensor, y: torch.Tensor) -> Call:
-        return device.capture(ours.build(case, x, y))
-
-    return Contender(f"{ours.name}, CUDA graph", build, ours.with_xx, ours.factor, ours=True)
-
-
-def listed(patterns: Sequence[str] = ("*",)) -> list[Row]:
-    """By importance: cases with a target first, peers that need no building before those that do. Products
-    in TF32 only where there are enough columns for them to matter."""
-    named = {name for name, *_ in SPEED}
-    cases = sorted(FULL, key=lambda case: case.name not in named)
-    wide = [case for case in cases if case.columns >= 64]
-    beside = [[case for case in group if not case.only_ours] for group in (cases, wide)]
-    rows = [Row(case, "highest", False) for case in cases]
-    rows += [Row(case, "high", False) for case in wide]
-    rows += [Row(case, "highest", True) for case in beside[0]]
-    rows += [Row(case, "high", True) for case in beside[1]]
-    return [row for row in rows if any(fnmatch.fnmatchcase(row.name, pattern) for pattern in patterns)]
 
 
 def in_rounds(
@@ -184,15 +125,18 @@ def _reason(error: Exception) -> str:
 
 
 def compared(
-    contender: Contender, answers: list[Exact], values: torch.Tensor, gradient: torch.Tensor
+    row: Row, contender: Contender, answers: Any, values: torch.Tensor, gradient: torch.Tensor
 ) -> dict[str, Any]:
     """Errors against float64, and a note where they are those of something else."""
     scaled = values * contender.factor, gradient * contender.factor
-    found = errors(answers, *scaled, contender.with_xx)
+    found = row.errors(answers, contender, *scaled)
     if not all(bool(part.isfinite().all()) for part in scaled):  # errors look at some groups only
         return {"error": found, "note": "not finite"}
+    if all(error is None for error in found.values()):
+        return {"error": found, "note": "nothing to compare with"}
     value, slope = found["value"] or 0.0, found["gradient"] or 0.0
-    if value <= VALUE_AGREES and slope <= GRADIENT_AGREES:
+    most = row.allowed(contender)
+    if value <= most[0] and slope <= most[1]:
         return {"error": found}
     return {"error": found, "note": f"differs from float64: value {value:.1e}, gradient {slope:.1e}"}
 
@@ -207,6 +151,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.known: dict[tuple[str, str], Any] = {}
         self.budget: float = self.job["budget"]
 
     def write(self, *running: str) -> None:
@@ -270,29 +215,42 @@ class Bench:
                 self.device.release()
         if "float64" not in stopped:
             self.write(row.name, "float64")
-            answers = exact(case, x, y) if results else []
+            answers = self.answers(row, x, y) if results else None
             for contender in contenders:
                 if contender.name in results:
-                    report[contender.name] |= compared(contender, answers, *results[contender.name])
+                    report[contender.name] |= compared(row, contender, answers, *results[contender.name])
         ready = {name: call for name, call in ready.items() if "note" not in report[name]}
         if ready and "timing" not in stopped:
             self.write(row.name, "timing")
-            self._time(case, row, ready, first, report)
+            self._time(ready, first, report)
+            for contender in contenders:
+                if contender.ours and "seconds" in report[contender.name]:
+                    self._bound(row, contender, x, y, report[contender.name])
         return report
 
-    def _time(
-        self, case: Case, row: Row, ready: dict[str, Call], first: dict[str, float], report: dict[str, Any]
+    def answers(self, row: Row, x: torch.Tensor, y: torch.Tensor) -> Any:
+        """Of float64; the rows of one case are the same in every precision."""
+        key = row.op, row.case.name
+        if key not in self.known:
+            self.known[key] = row.answers(row.at(self.device.toy), x, y)
+        return self.known[key]
+
+    def _bound(
+        self, row: Row, contender: Contender, x: torch.Tensor, y: torch.Tensor, entry: dict[str, Any]
     ) -> None:
-        samples = in_rounds(ready, first, self.budget, self.device)
         rates = self.job.get("rates")
+        work = row.work(contender, row.at(self.device.toy), x, y) if rates else None
+        if work is not None:
+            entry["bound"] = least_seconds(work, row.precision, rates)
+            entry["share"] = entry["bound"] / entry["seconds"]
+
+    def _time(self, ready: dict[str, Call], first: dict[str, float], report: dict[str, Any]) -> None:
+        samples = in_rounds(ready, first, self.budget, self.device)
         for name, found in samples.items():
             entry = report[name]
             entry.update(harness.summary(found))
             if OURS in samples:
                 entry["ratio"] = ratio(found, samples[OURS])
-            if entry["ours"] and rates:
-                entry["bound"] = least_seconds(case, entry["with_xx"], row.precision, rates)
-                entry["share"] = entry["bound"] / entry["seconds"]
         for name, call in ready.items():
             try:
                 report[name]["memory"] = self.device.extra_memory(call)

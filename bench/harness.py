@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("decoct", "torch", "numpy", "geomloss", "pykeops", "POT", "ott-jax", "jax")
+PACKAGES = (
+    *("decoct", "torch", "triton", "numpy", "geomloss", "pykeops", "POT", "ott-jax", "jax"),
+    "flash-sinkhorn",
+)
 
 
 def once(call: Callable[[], Any]) -> float:

@@ -113,6 +113,15 @@ def _ours(options: dict[str, Any]) -> Callable[[Case, Tensor, Tensor], Call]:
     return build
 
 
+def passes(case: Case, x: Tensor, y: Tensor) -> float:
+    """Over the pairs of a term, by the op's own count, for the schedule alone."""
+    import decoct
+
+    with torch.no_grad():
+        solution = decoct.sinkhorn_potentials(x, y, **_settings(case, x, y, {}))
+    return solution.iterations.double().mean().item()
+
+
 def _our_potentials(options: dict[str, Any]) -> Solve:
     def solve(case: Case, x: Tensor, y: Tensor, group: int) -> Potentials:
         import decoct

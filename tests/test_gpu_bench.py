@@ -10,10 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+import decoct
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
-PATTERNS = ("5000x5000x64, high", "10x(256,10)x2048, highest*")
-ROWS = [PATTERNS[0], "10x(256,10)x2048, highest", "10x(256,10)x2048, highest, built at run time"]
+PATTERNS = (
+    "mmd 5000x5000x64, high",
+    "mmd 10x(256,10)x2048, highest*",
+    "sinkhorn 1000x1000x64, highest*",
+    "sinkhorn 100x(256,50)x512, highest",
+)
+BUILT = ", built at run time"
+ROWS = [
+    PATTERNS[0],
+    "mmd 10x(256,10)x2048, highest",
+    f"mmd 10x(256,10)x2048, highest{BUILT}",
+    "sinkhorn 1000x1000x64, highest",
+    f"sinkhorn 1000x1000x64, highest{BUILT}",
+    PATTERNS[3],
+]
 
 
 @pytest.fixture
@@ -23,9 +39,18 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Path:
     return BENCH
 
 
+@pytest.fixture
+def emulated(bench: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Takes the place of the CPU's own kernels until the test ends."""
+    from gpu_device import Emulated
+
+    monkeypatch.setitem(decoct.ops.backends, "cpu", decoct.ops.backends["cpu"])
+    return Emulated()
+
+
 def test_a_run_at_toy_size(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    command = [sys.executable, BENCH / "gpu.py", "--device", "emulated", "--seconds", "500"]
+    command = [sys.executable, BENCH / "gpu.py", "--device", "emulated", "--seconds", "540"]
     command += [
         "--skip",
         "tests",
@@ -45,13 +70,15 @@ def test_a_run_at_toy_size(tmp_path: Path) -> None:
     statuses = {name: found["status"] for name, found in record["stages"].items()}
     skipped = dict.fromkeys(("tests", "sanitizer"), "skipped")
     assert statuses == {**dict.fromkeys(("build", "graphs", "ceilings", "timings"), "passed"), **skipped}
-    assert record["stages"]["graphs"]["passed"] == 60
+    assert record["stages"]["graphs"]["passed"] == 60 + 28
     rows = {row["name"]: row["contenders"] for row in record["stages"]["timings"]["rows"]}
     assert sorted(rows) == sorted(ROWS)
     for name, contenders in rows.items():
         assert contenders["decoct"]["share"] > 0, name
         assert contenders["decoct"]["ratio"]["median"] == 1, name
-        assert sum("seconds" in entry and not entry["ours"] for entry in contenders.values()) >= 2, name
+        peers = [entry for entry in contenders.values() if not entry["ours"]]
+        assert len(peers) >= 1, name
+        assert sum("seconds" in entry for entry in peers) >= (2 if name.startswith("mmd") else 0), name
         for entry in contenders.values():
             assert "seconds" in entry or "not installed" in entry["note"], (name, entry)
         assert f"### {name}\n" in ran.stdout
@@ -131,31 +158,145 @@ def test_a_process_that_is_too_slow(bench: Path, tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_wrong_results_are_not_timed(bench: Path) -> None:
-    import torch
+def test_a_failed_check_is_a_failure(
+    bench: Path, emulated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gpu
+    import gpu_checks
 
+    def broken() -> None:
+        raise AssertionError("on purpose")
+
+    checks = [("good", lambda: None), ("bad", broken)]
+    for checked, status in ((checks[:1], "passed"), (checks, "failed"), ([], "failed")):
+        monkeypatch.setitem(gpu_checks.KINDS, "graphs", lambda device, checked=checked: iter(checked))
+        job = {"device": "emulated", "kind": "graphs", "until": time.time() + 60}
+        assert gpu_checks.main(job, tmp_path / "out.json") == (len(checked) > 1)
+        found = gpu._checked(json.loads((tmp_path / "out.json").read_text()))
+        assert found["status"] == status
+        assert ("bad: AssertionError: on purpose" in found.get("why", "")) == (len(checked) > 1)
+
+
+@pytest.mark.parametrize("op", ["Mmd", "Sinkhorn"])
+def test_what_the_checks_of_graphs_find(op: str, emulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_checks
+
+    problem = getattr(gpu_checks, op)(emulated, 7, "dense", getattr(gpu_checks, op).rules[0])
+    gpu_checks._graph(problem)
+    kept = problem.call()
+    monkeypatch.setattr(emulated, "capture", lambda call: lambda: kept)
+    with pytest.raises(AssertionError, match="a replay with other inputs: other bits"):
+        gpu_checks._graph(problem)
+    monkeypatch.setattr(emulated, "on_stream", lambda call: (kept[0] + 1, kept[1]))
+    with pytest.raises(AssertionError, match="a side stream: other bits"):
+        gpu_checks._side_stream(problem)
+    monkeypatch.setattr(emulated, "allocations", iter(range(9)).__next__)
+    with pytest.raises(AssertionError, match="asked the driver for memory 1 times"):
+        gpu_checks._no_waiting(problem)
+
+
+def test_paths_of_transport(emulated: Any) -> None:
+    """The names say what is called, and some of each kind run; gpu.py runs all of them."""
+    import gpu_paths
+
+    names = [name for name, _ in gpu_paths.transports(toy=False)]
+    assert len(set(names)) == len(names)
+    for part in ("kept", "ragged", "tiled", "mixed", "D=3,", "p=1", "second", "bfloat16", "float64"):
+        assert sum(part in name for name in names) >= 4, part
+    for variant in gpu_paths.VARIANTS:
+        assert sum(variant in name for name in names) >= 4, variant
+    for _, call in [*gpu_paths.transports(toy=True)][:24:6]:
+        call(emulated)
+    with pytest.raises(AssertionError, match="a result is not finite"):
+        gpu_paths._finite(emulated, [decoct.mmd(*[torch.full((2, 3), torch.nan)] * 2)])
+
+
+@pytest.mark.parametrize("op", ["mmd", "sinkhorn"])
+def test_wrong_results_are_not_timed(op: str, bench: Path) -> None:
+    import gpu_rows
     import gpu_timings
-    from mmd_cases import QUICK, exact
-    from mmd_contenders import DENSE
+    import mmd_cases
+    import sinkhorn_cases
 
-    case, peer = QUICK[0], DENSE[3]
-    x, y = case.rows()
-    values, gradient = peer.build(case, x, y)()
-    answers = exact(case, x, y)
-    assert "note" not in gpu_timings.compared(peer, answers, values, gradient)
-    for wrong in ((values * 1.01, gradient), (values, gradient * 1.2)):
-        assert "differs from float64" in gpu_timings.compared(peer, answers, *wrong)["note"]
-    for wrong in ((values * torch.nan, gradient), (values, gradient * torch.nan)):
-        assert gpu_timings.compared(peer, answers, *wrong)["note"] == "not finite"
+    kind, cases = (
+        (gpu_rows.MmdRow, mmd_cases.QUICK) if op == "mmd" else (gpu_rows.SinkhornRow, sinkhorn_cases.QUICK)
+    )
+    row = kind(cases[0], "highest", False)
+    x, y = row.case.rows()
+    answers = row.answers(row.case, x, y)
+    for contender in row.offered():
+        if not contender.ours:
+            continue
+        values, gradient = contender.build(row.case, x, y)()
+        found = gpu_timings.compared(row, contender, answers, values, gradient)
+        assert "note" not in found, (contender.name, found)
+        for wrong in ((values + 1, gradient), (values, gradient * 1.2)):
+            found = gpu_timings.compared(row, contender, answers, *wrong)
+            assert "differs from float64" in found["note"], contender.name
+        for wrong in ((values * torch.nan, gradient), (values, gradient * torch.nan)):
+            assert gpu_timings.compared(row, contender, answers, *wrong)["note"] == "not finite"
+        assert gpu_timings.compared(row, contender, [], values, gradient)["note"] == "nothing to compare with"
+
+
+def test_another_eps_is_not_timed(bench: Path) -> None:
+    import gpu_rows
+    import gpu_timings
+    from sinkhorn_cases import BLUR, QUICK, diameter
+    from sinkhorn_contenders import ours
+
+    row = gpu_rows.SinkhornRow(QUICK[1], "high", False)
+    x, y = row.case.rows()
+    other = ours("decoct", blur=2**0.5 * BLUR * diameter(x, y))
+    answers = row.answers(row.case, x, y)
+    assert "note" in gpu_timings.compared(row, other, answers, *other.build(row.case, x, y)())
 
 
 def test_every_case_of_bench_mmd_is_timed(bench: Path) -> None:
-    import gpu_timings
+    import gpu_rows
     from mmd_cases import FULL
 
-    rows = gpu_timings.listed()
-    assert {row.case for row in rows if row.precision == "highest" and not row.built} == set(FULL)
+    rows = gpu_rows.listed()
+    first = [row for row in rows if row.precision == "highest" and not row.built]
+    assert {row.case for row in first if row.op == "mmd"} == set(FULL)
     assert len({row.name for row in rows}) == len(rows)
+    assert {row.case.name for row in first if row.op == "sinkhorn"} == set(gpu_rows.SINKHORN)
+    sinkhorn = gpu_rows.listed(["sinkhorn*"])
+    assert sinkhorn
+    assert all(row.op == "sinkhorn" for row in sinkhorn)
+
+
+def test_contenders_of_sinkhorn(bench: Path, emulated: Any) -> None:
+    import gpu_rows
+
+    def names(row: str) -> list[str]:
+        (found,) = gpu_rows.listed([row])
+        return [contender.name for contender in found.contenders(emulated)]
+
+    ours = ["decoct", "decoct, CUDA graph"]
+    flash = ["flash-sinkhorn", "flash-sinkhorn, CUDA graph"]
+    assert names("sinkhorn 5000x5000x64, highest") == [
+        *ours,
+        "decoct, no real-real",
+        "decoct, to tol",
+        "GeomLoss tensorized",
+    ]
+    assert names(f"sinkhorn 5000x5000x64, high{BUILT}") == [*ours, *flash]
+    assert names(f"sinkhorn 5000x5000x64, highest{BUILT}") == [*ours, *flash, "GeomLoss online (KeOps)"]
+    batch = ["GeomLoss, batch", "POT, batch"]
+    assert names("sinkhorn 100x(256,50)x512, highest")[-3:] == ["GeomLoss, loop", *batch]
+    assert names("sinkhorn 1000x(256,50)x512, highest")[-3:] == ["decoct, to tol", *batch]
+    assert "decoct, to tol" not in names("sinkhorn 20000x20000x16, highest")
+
+
+def test_stages_share_what_is_left(bench: Path) -> None:
+    import gpu
+
+    skipped = ["timings", "ceilings"]
+    assert gpu.allowance("build", skipped, 300, 300) == pytest.approx(180)
+    assert gpu.allowance("tests", skipped, 300, 120) == pytest.approx(60)
+    assert gpu.allowance("graphs", skipped, 300, 50) == pytest.approx(50)
+    assert gpu.allowance("timings", [], 300, 70) == pytest.approx(70)
+    assert gpu.allowance("tests", [], 480, 400) == pytest.approx(96)
 
 
 def test_unknown_rows_are_refused(bench: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,4 +304,4 @@ def test_unknown_rows_are_refused(bench: Path, capsys: pytest.CaptureFixture[str
 
     with pytest.raises(SystemExit):
         gpu.parse(["--rows", "nothing"])
-    assert "--rows nothing matches none of: 5000x5000x64, highest; " in capsys.readouterr().err
+    assert "--rows nothing matches none of: mmd 5000x5000x64, highest; " in capsys.readouterr().err
