@@ -223,9 +223,13 @@ def main(name: str) -> None:
         found["error"] = f"torch {torch.__version__} (CUDA {torch.version.cuda}) sees no CUDA device"
     else:
         found |= open_device(name).describe()
-    import decoct
+    try:
+        import decoct
 
-    print(json.dumps({**found, "backends": sorted(decoct.ops.backends)}))
+        found["backends"] = sorted(decoct.ops.backends)
+    except ModuleNotFoundError:
+        found["backends"] = []  # to be built
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
