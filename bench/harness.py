@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -54,9 +55,10 @@ def interleave(
             samples[name], left[name] = [first[name]], 0
     rounds = max(left.values(), default=0)
     wanted = dict(left)
+    chance = random.Random(0)
     for turn in range(rounds):
-        order = list(calls)
-        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+        # In another order each time: what a call leaves in caches and threads meets all alike, too.
+        for name in chance.sample(list(calls), len(calls)):
             # Calls with few repeats are spread over all rounds.
             if len(samples[name]) < wanted[name] and len(samples[name]) * rounds <= turn * wanted[name]:
                 call = calls[name]

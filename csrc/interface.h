@@ -129,7 +129,8 @@ struct MatvecArguments {
 // Entropic optimal transport of every segment's x to its y; the kernel's profile tells the cost: gaussian |x
 // - y|^2 / 2, laplacian |x - y|. Where `terms` has them, the terms of x and of y with themselves are solved
 // too and subtracted by halves. CUDA has launches for annealing from a diameter of 2^20 blurs, or from the
-// given one; from further away eps falls to the last one at once.
+// given one; from further away eps falls to the last one at once. Where both marginals are kept, the
+// potentials are those with a @ f == b @ g.
 struct SinkhornArguments {
   Clouds clouds;
   Matrix x_labels, y_labels;       // (N,), (M,) int64; data == nullptr: none

@@ -8,7 +8,11 @@ namespace decoct::cpu {
 
 using TaskFunction = void (*)(void* context, int64_t task, int worker);
 
+// Who takes a task: the worker that is free, or by the task's number, so that in calls that follow one
+// another a worker finds in its cache what it left there.
+enum class Share { free, numbered };
+
 // Serial for one task, one thread, or in a forked child, where the parent's workers do not exist.
-void parallel_for(int64_t tasks, int threads, void* context, TaskFunction run);
+void parallel_for(int64_t tasks, int threads, void* context, TaskFunction run, Share share = Share::free);
 
 }  // namespace decoct::cpu

@@ -169,19 +169,27 @@ struct TransportTerm {
   // After the last step: `potential` is the argument of that step, `next` its result.
   void finish() {
     const double sign = kind == kTermXY ? 1 : -1;
-    double value = a.mass > 0 ? a.mass * t.next_shift : 0;
+    double values[2] = {}, mass = 0;  // of x, of y
     for_sides([&](const TransportSide<T>& side, bool x) {
-      T* out = (T*)potentials(x).data + first(x);
       for (int64_t i = 0; i < side.cloud->rows; ++i) {
         const double f = side.next[i], weight = (double)side.cloud->weights[i];
-        out[i] = (T)(x ? f + t.next_shift : f);
         if (weight == 0) continue;
-        value += weight * (side.reach == __builtin_inf()
-                               ? f
-                               : -(side.reach + t.eps / 2) * __builtin_expm1(-f / side.reach));
+        mass += weight;
+        values[!x] += weight * (side.reach == __builtin_inf()
+                                    ? f
+                                    : -(side.reach + t.eps / 2) * __builtin_expm1(-f / side.reach));
       }
     });
-    a.value[segment] += sign * value;
+    a.value[segment] += sign * (values[0] + values[1] + (a.mass > 0 ? a.mass * t.next_shift : 0));
+    // Of those that solve a balanced problem alike, the potentials with a @ f == b @ g.
+    const bool many =
+        !t.symmetric && a.reach_x == __builtin_inf() && a.reach_y == __builtin_inf() && a.mass == 0;
+    const double centre = many && mass != 0 ? (values[0] - values[1]) / mass : 0;
+    for_sides([&](const TransportSide<T>& side, bool x) {
+      T* out = (T*)potentials(x).data + first(x);
+      for (int64_t i = 0; i < side.cloud->rows; ++i)
+        out[i] = (T)(side.next[i] + (x ? t.next_shift - centre : centre));
+    });
     if (wanted(rows_are_x)) add_derivative(t, rows_are_x, sign);
     if (t.symmetric || !wanted(!rows_are_x)) return;
     Transport<T> turned = t;
@@ -208,7 +216,10 @@ struct TransportTerm {
         const T w = (T)cloud.wsum[i];
         T* to = (T*)grad.data + (first(x) + i) * grad.stride;
         const T *point = cloud.points + i * cloud.stride, *sum = cloud.grad + i * cloud.stride;
-        for (int64_t d = 0; d < cloud.dim; ++d) to[d] += scale * (w * point[d] - sum[d]);
+        if (kind == kTermXY)  // the first of the terms
+          for (int64_t d = 0; d < cloud.dim; ++d) to[d] = scale * (w * point[d] - sum[d]);
+        else
+          for (int64_t d = 0; d < cloud.dim; ++d) to[d] += scale * (w * point[d] - sum[d]);
       }
     });
   }
@@ -357,6 +368,9 @@ static void run_sinkhorn(const SinkhornArguments& a, const Sizes& sizes, const E
   for (int64_t c = 0; c < sizes.segments; ++c) {
     a.value[c] = a.error[c] = 0;
     a.iterations[c] = 0;
+    const bool empty = a.clouds.x_offsets[c] == a.clouds.x_offsets[c + 1] ||
+                       a.clouds.y_offsets[c] == a.clouds.y_offsets[c + 1];
+    if (!empty && (a.terms & kTermXY)) continue;
     clear_rows<T>(a.grad_x, a.clouds.x_offsets, c);
     clear_rows<T>(a.grad_y, a.clouds.y_offsets, c);
   }

@@ -51,10 +51,9 @@ inline int64_t bands_of(int64_t rows) {
 
 // task(number, worker) for all tasks.
 template <class Task>
-static void for_tasks(int64_t tasks, int threads, const Task& task) {
-  cpu::parallel_for(tasks, threads, (void*)&task, [](void* context, int64_t number, int worker) {
-    (*(const Task*)context)(number, worker);
-  });
+static void for_tasks(int64_t tasks, int threads, const Task& task, cpu::Share share = cpu::Share::free) {
+  const auto run = [](void* context, int64_t number, int worker) { (*(const Task*)context)(number, worker); };
+  cpu::parallel_for(tasks, threads, (void*)&task, run, share);
 }
 
 // The larger one; NaN where either is.
@@ -134,9 +133,10 @@ struct Transport {
   template <class Task>
   void for_bands(const Task& task) const {
     const int64_t count = rows.cloud->rows, height = band_rows(count), bands = bands_of(count);
-    for_tasks(bands, threads, [&](int64_t band, int worker) {
+    const auto run = [&](int64_t band, int worker) {
       task(band, band * height, band + 1 < bands ? (band + 1) * height : count, worker);
-    });
+    };
+    for_tasks(bands, threads, run, cpu::Share::numbered);  // kept scores are in the cache of their worker
   }
 
   // use(first row, last, first column, last) for a band's blocks on and above the diagonal: small squares on
@@ -366,7 +366,9 @@ struct Transport {
     const double damping = 1 / (1 + eps / side.reach), old_share = whole ? 0.0 : 0.5;
     const bool balanced = side.reach == __builtin_inf(), partial = a.mass > 0;
     vdouble missed = {}, mass = {};
-    for (int64_t i = 0; i < side.cloud->rows; i += width<double>) {
+    const int64_t count = side.cloud->rows;
+    for (int64_t i = count; i < round_up(count, width<double>); ++i) side.cloud->ksum[i] = 1;
+    for (int64_t i = 0; i < count; i += width<double>) {
       const vdouble weight = load(side.weight + i), old = load(side.potential + i);
       vdouble sum = load(side.cloud->ksum + i);
       if (weighted) sum /= weight;

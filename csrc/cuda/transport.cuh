@@ -178,15 +178,24 @@ DECOCT_DEVICE double missed_share(const StepSums& sums) {
   return sums.mass > 0 ? sums.missed / sums.mass : sums.mass == 0 ? 0 : ::nan("");
 }
 
+template <class T>
+DECOCT_DEVICE bool keeps_marginals(const Transport<T>& t) {
+  return t.reach[0] == (double)INFINITY && t.reach[1] == (double)INFINITY && !(t.mass > 0);
+}
+
 // The end of a pass from the sums of its sides; those over columns are zero where the term is symmetric.
 // `shift`: of partial transport, the next multiplier.
 template <class T>
-DECOCT_DEVICE void end_pass(const Transport<T>& t, TransportState& state, const StepSums& rows,
-                            const StepSums& columns, double shift, int left) {
+DECOCT_DEVICE void end_pass(const Transport<T>& t, const Term& term, TransportState& state,
+                            const StepSums& rows, const StepSums& columns, double shift, int left) {
   double missed = larger(missed_share(rows), missed_share(columns));
   if (t.mass > 0) missed = larger(missed, ::fabs(rows.plan / t.mass - 1));
   state.shift = shift;
   state.value = rows.value + columns.value + (t.mass > 0 ? t.mass * shift : 0.0);
+  if (term.rows_x != term.columns_x && keeps_marginals(t)) {
+    const double mass = rows.mass + columns.mass, apart = rows.value - columns.value;
+    state.centre = mass == 0 ? 0 : (term.rows_x ? apart : -apart) / mass;
+  }
   advance(t, state, missed, left);
 }
 

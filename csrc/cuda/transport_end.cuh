@@ -103,7 +103,8 @@ DECOCT_DEVICE void end_row(const Problem<T>& p, const Transport<T>& t, int segme
     const TransportState state = state_of(t, term);
     if (lane_index() == 0) {
       const double potential = t.potentials[index][self][state.parity * t.rows[index] + row];
-      t.out[index][self][row] = broken ? (T)::nan("") : (T)(potential + (on_x ? state.shift : 0.0));
+      const double moved = on_x ? state.shift - state.centre : state.centre;
+      t.out[index][self][row] = broken ? (T)::nan("") : (T)(potential + moved);
     }
     if (!wanted || broken) continue;
     const RowDerivative own = row_derivative(p, t, s, term, state, i);

@@ -162,7 +162,7 @@ DECOCT_KERNEL kept_kernel(Problem<T> p, Transport<T> t, int launches) {
     }
     of_rows = add_up(of_rows, partial);
     of_columns = add_up(of_columns, partial);
-    end_pass(t, state, of_rows, of_columns, shift, left);
+    end_pass(t, term, state, of_rows, of_columns, shift, left);
     if (state.pass == Pass::done) break;
     double* old = k.old;
     k.old = k.next;

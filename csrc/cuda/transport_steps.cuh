@@ -223,7 +223,7 @@ DECOCT_KERNEL step_kernel(Problem<T> p, Transport<T> t, int first_chunk, int lef
   of_columns = add_up(of_columns, partial);
   if (thread_index() != 0) return;
   next = state;
-  end_pass(t, next, of_rows, of_columns, shift, left);
+  end_pass(t, term, next, of_rows, of_columns, shift, left);
   next.parity = 1 - state.parity;
   if (next.pass == Pass::done)
     t.shifts[term.segment * kTermKinds + term.kind] = next.shift * (kLog2e / next.eps);

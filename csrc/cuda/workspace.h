@@ -22,6 +22,7 @@ struct TransportState {
   double eps;    // of the next pass
   double shift;  // of partial transport, the multiplier of its mass
   double value, missed;
+  double centre;  // of a balanced cross term: what f is above the potentials with a @ f == b @ g, and g below
   Pass pass;
   int32_t iterations;
   int32_t parity, unused;  // parity: which of the two potentials the next pass starts from

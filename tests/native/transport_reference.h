@@ -263,6 +263,15 @@ inline TransportSolution solve_transport(const TransportCase& test, const Segmen
     out.error = std::fmax(out.error, term.error);
     out.iterations = term.iterations > out.iterations ? term.iterations : out.iterations;
     for (double& potential : term.f) potential += rows_x ? problem.shift : 0;
+    if (!symmetric && test.mass == 0 && std::isinf(test.reach_x) && std::isinf(test.reach_y)) {
+      double apart = 0, mass = 0;
+      for (int i = 0; i < s.n + s.m; ++i) {
+        apart += s.w[i] * (i < s.n ? term.f[i] : -term.g[i - s.n]);
+        mass += s.w[i];
+      }
+      for (double& potential : term.f) potential -= apart / mass;
+      for (double& potential : term.g) potential += apart / mass;
+    }
     for (size_t e = 0; e < term.grad_f.size(); ++e)
       out.grad[(rows_x ? 0 : (size_t)s.n * s.dim) + e] += (symmetric ? -1 : 1) * term.grad_f[e];
     for (size_t e = 0; e < term.grad_g.size(); ++e) out.grad[(size_t)s.n * s.dim + e] += term.grad_g[e];

@@ -33,8 +33,7 @@ from decoct.ops._backend import (
 from decoct.ops._implicit import implicit, pushed
 from decoct.ops._plan import Settings, plan_product, uniform
 from decoct.ops._registry import register
-from decoct.ops._rows import lengths, segment_totals, spread
-from decoct.ops._segment_ops import totals
+from decoct.ops._rows import segment_totals, spread
 
 __all__ = ["VALUE_ONLY", "Outputs", "sinkhorn"]
 
@@ -71,13 +70,14 @@ class Outputs(NamedTuple):
 
 
 def _outputs(x: Tensor, y: Tensor, segments: Any, terms: int, need: int) -> Outputs:
+    """Zeros, but for derivatives, which engines write in full."""
     dtype = compute_dtype(x.dtype)
 
     def potential(rows: Tensor, wanted: bool) -> Tensor:
         return rows.new_zeros((rows.shape[0] if wanted else 0,), dtype=dtype)
 
     def points(rows: Tensor, wanted: int) -> Tensor:
-        return rows.new_zeros(rows.shape if wanted else (0,), dtype=dtype)
+        return rows.new_empty(rows.shape if wanted else (0,), dtype=dtype)
 
     return Outputs(
         x.new_zeros((segments,), dtype=torch.float64),
@@ -115,26 +115,6 @@ def _pooled_diameter(x: Tensor, y: Tensor) -> float:
     return float((rows.amax(0) - rows.amin(0)).norm())
 
 
-def _centre(outputs: Outputs, settings: Settings, arguments: tuple[Any, ...]) -> None:
-    """Of the potentials (f + c, g - c), which solve a balanced problem alike, those with a @ f == b @ g."""
-    x, y, a, b, x_offsets, y_offsets, segments = arguments[:7]
-    if not settings.balanced:
-        return
-    weighted, masses = [], []
-    for rows, w, offsets, potential in ((x, a, x_offsets, outputs.f), (y, b, y_offsets, outputs.g)):
-        w = uniform(w, rows, offsets, segments).to(torch.float64)
-        weighted.append(totals(w * potential, offsets, segments))
-        masses.append(totals(w, offsets, segments))
-    total = masses[0] + masses[1]
-    centre = (weighted[0] - weighted[1]) / torch.where(total == 0, 1.0, total)
-    empty = (lengths(x_offsets, x.shape[0], segments, x.device) == 0) | (
-        lengths(y_offsets, y.shape[0], segments, x.device) == 0
-    )
-    centre = torch.where(empty, 0.0, centre)
-    outputs.f.sub_(spread(centre, x_offsets, x.shape[0], segments))
-    outputs.g.add_(spread(centre, y_offsets, y.shape[0], segments))
-
-
 def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
     x, y, a, b, x_offsets, y_offsets, segments, x_labels, y_labels, label_cost, *rest = arguments
     *start, numbers, terms, need = rest
@@ -142,6 +122,8 @@ def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
     need &= X | Y
     outputs = _outputs(x, y, segments, terms, need)
     if segments == 0 or 0 in (x.shape[0], y.shape[0]):
+        outputs.grad_x.zero_()
+        outputs.grad_y.zero_()
         return outputs
     engine = backend_for("sinkhorn", x.device)
     labels = 1 if label_cost is None else label_cost.shape[0]
@@ -180,7 +162,6 @@ def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
         terms=terms,
         need=need,
     )
-    _centre(outputs, settings, arguments)
     return outputs
 
 
