@@ -2,6 +2,7 @@
 flags restored after each test."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -62,4 +63,6 @@ def _restore_torch() -> Iterator[None]:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
     if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what torch itself is about to change
+            torch._dynamo.reset()

@@ -8,6 +8,7 @@ from mutant import (
     KEPT,
     MATVEC,
     NARROW,
+    PARTIAL,
     SMALL,
     SMALL_SPLIT,
     SUMS,
@@ -96,10 +97,18 @@ BARRIERS = [
     tsan(
         "block_sum: no barrier before the warps' sums are read",
         "reduce.cuh",
-        "shared[warp_index()] = value;\n  sync_block();\n",
-        "shared[warp_index()] = value;\n",
+        "shared[warp_index()] = value;\n  sync_block();\n  double total",
+        "shared[warp_index()] = value;\n  double total",
         "rows",
         BANDWIDTH,
+    ),
+    tsan(
+        "block_most: no barrier before the warps' largest are read",
+        "reduce.cuh",
+        "shared[warp_index()] = value;\n  sync_block();\n  double most",
+        "shared[warp_index()] = value;\n  double most",
+        "sinkhorn",
+        PARTIAL,
     ),
     tsan(
         "last_to_arrive: no barrier before the ticket is read",
@@ -380,6 +389,14 @@ TRANSPORT = [
         "  logs[thread_index()] = ::log(sum);\n",
         "sinkhorn",
         WIDE_SHARP,
+    ),
+    tsan(
+        "transport: no barrier before kept costs' potentials meet the multiplier",
+        "transport_kept.cuh",
+        "if (t.mass > 0) {\n      sync_block();",
+        "if (t.mass > 0) {",
+        "sinkhorn",
+        PARTIAL,
     ),
     tsan(
         "transport: blocks step on their own",
