@@ -101,7 +101,7 @@ def mmd_work(rows_x: int, rows_y: int, columns: int, groups: int = 1, with_xx: b
 
 
 CACHED = 4 << 20
-"""Bytes of scores that decoct keeps whatever its budget."""
+"""Bytes of scores that decoct keeps whatever its budget; and four times those of the rows."""
 
 
 def sinkhorn_work(
@@ -120,7 +120,7 @@ def sinkhorn_work(
     pairs."""
     cross, synthetic, real = rows_x * rows_y, rows_y * rows_y / 2, rows_x * rows_x / 2 if with_xx else 0.0
     pairs = cross + synthetic + real
-    kept = 4 * max(rows_x, rows_y) ** 2 <= max(CACHED, budget)
+    kept = 4 * max(rows_x, rows_y) ** 2 <= max(CACHED, budget, 16 * (rows_x + rows_y) * columns)
     return Work(
         flops=groups * 2.0 * columns * (pairs * (1 if kept else passes) + cross + 2 * synthetic),
         exps=groups * pairs * passes,

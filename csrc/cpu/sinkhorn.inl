@@ -26,8 +26,14 @@ struct TransportSegment {
   T* kept;
 };
 
-// Scores that are few enough to stay in a cache are kept whatever the budget.
+// Scores that are few enough to stay in a cache are kept whatever the budget, and so are those of long rows,
+// which take no more than twice what the rows and their panels do.
 constexpr int64_t kCachedBytes = 4 << 20;
+template <class T>
+static bool keeps_scores(const Sizes& sizes, int64_t n, int64_t m, int64_t bytes) {
+  const int64_t rows = (n + m) * padded_stride<T>(sizes.dim) * (int64_t)sizeof(T);
+  return sizes.dim >= kSmallDim && (bytes <= kCachedBytes || bytes <= 4 * rows || bytes <= sizes.cost_budget);
+}
 
 // Row stride of kept scores, whichever side the rows are.
 template <class T>
@@ -60,8 +66,7 @@ static void transport_layout(TransportSegment<T>& p, Arena& arena, const Sizes& 
   p.least = arena.take<T>(sizes.dim);
   p.most = arena.take<T>(sizes.dim);
   p.sums = arena.take<double>(sizes.dim);
-  const bool keep = sizes.dim >= kSmallDim && (kept <= kCachedBytes || kept <= sizes.cost_budget);
-  p.kept = keep ? arena.take<T>(kept / sizeof(T)) : nullptr;
+  p.kept = keeps_scores<T>(sizes, rule.n, rule.m, kept) ? arena.take<T>(kept / sizeof(T)) : nullptr;
 }
 
 // |most - least| over the coordinates of all rows: no two are further apart.

@@ -110,7 +110,7 @@ def sinkhorn_divergence(
         Goes on to a ``tol`` of 1e-3 if none is given, for annealing alone ends far from the solution.
     start : potentials to start from, in the shapes returned; then eps is blur^p at once.
     cost_budget : bytes that may hold the products of a segment's rows, which are otherwise made again in each
-        iteration. 0 keeps those that fit in a cache.
+        iteration. 0 keeps those that fit in a cache or take little more than the rows.
 
     Returns
     -------
