@@ -106,7 +106,8 @@ def conjugate_gradient(
     residual = projected(right)
     direction = residual
     square = side.total(weights * residual * residual)
-    start, target = square, tolerance**2 * square
+    # Where next to nothing but a constant is given, what is left of it is rounding, which no step makes less.
+    start, target = square, tolerance**2 * side.total(weights * right * right)
     for _ in range(MOST_ITERATIONS):
         active = sound & ~(square <= target)
         if not bool(active.any()):
