@@ -187,9 +187,9 @@ struct TransportTerm {
     });
     a.value[segment] += sign * (values[0] + values[1] + (a.mass > 0 ? a.mass * t.next_shift : 0));
     // Of those that solve a balanced problem alike, the potentials with a @ f == b @ g.
-    const bool many =
+    const bool shifts =
         !t.symmetric && a.reach_x == __builtin_inf() && a.reach_y == __builtin_inf() && a.mass == 0;
-    const double centre = many && mass != 0 ? (values[0] - values[1]) / mass : 0;
+    const double centre = shifts && mass != 0 ? (values[0] - values[1]) / mass : 0;
     for_sides([&](const TransportSide<T>& side, bool x) {
       T* out = (T*)potentials(x).data + first(x);
       for (int64_t i = 0; i < side.cloud->rows; ++i)
