@@ -74,11 +74,13 @@ def compare(op: Op, sample: Sample, dtype: torch.dtype, second: bool = False) ->
     doubled = {k: v.detach().double() if k in names else v for k, v in arguments.items()}
     exact = evaluate(op.reference, _leaves(doubled, names, torch.float64), names, second)
     torchs = evaluate(op.reference, _leaves(doubled, names, compute), names, second)
+    for key in exact.keys() - ours.keys():
+        assert not exact[key].abs().sum(), f"{op.name}[{sample.name}] {key} is missing"
     for key, result in ours.items():
         what = f"{op.name}[{sample.name}] {key} in {dtype}"
         if key == "value":
-            assert result.dtype == compute, what
-        elif key.removeprefix("d").removeprefix("d") in ("x", "y"):
+            assert result.dtype == (dtype if op.result_as_input else compute), what
+        elif sample.is_typed(key.removeprefix("d").removeprefix("d")):
             assert result.dtype == dtype, what
         scale = float(exact[key].abs().nan_to_num().max()) if result.numel() else 0.0
         if key == "value" or (op.length == "blur" and key in ("da", "db")):

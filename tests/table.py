@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,25 +46,39 @@ def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Sample:
-    """One call: tensors that may be differentiated, and the rest."""
+    """One call: tensors that may be differentiated, and the rest. `typed` names those that come in the dtype
+    that is tested, None means all of them."""
 
     name: str
     tensors: dict[str, Tensor]
     options: dict[str, Any]
+    typed: tuple[str, ...] | None = ("x", "y")
+
+    def is_typed(self, name: str) -> bool:
+        return self.typed is None or name in self.typed
 
     def cast(self, dtype: torch.dtype, requires_grad: bool = False) -> dict[str, Any]:
         """Arguments with fresh tensors; weights and vectors stay in the compute dtype of 16-bit rows."""
         compute = torch.float64 if dtype == torch.float64 else torch.float32
         fresh = {}
         for name, tensor in self.tensors.items():
-            target = dtype if name in ("x", "y") else compute
+            target = dtype if self.is_typed(name) else compute
             fresh[name] = tensor.detach().clone().to(target).requires_grad_(requires_grad)
         return {**fresh, **self.options}
 
 
+def without_first(sample: Sample) -> Sample | None:
+    """A sample of other sizes: each tensor but for its first row. None where offsets forbid it."""
+    if "x_offsets" in sample.options:
+        return None
+    return replace(sample, tensors={name: tensor[1:] for name, tensor in sample.tensors.items()})
+
+
 @dataclass(frozen=True)
 class Op:
-    """A row of the table."""
+    """A row of the table. An op on two clouds x and y is held to the rules about rows and segments too; any
+    other one says by `example` what a small call takes, all of whose tensors are in the dtype that is
+    tested."""
 
     name: str
     public: Callable[..., Tensor]
@@ -75,13 +89,29 @@ class Op:
     variants: dict[str, dict[str, Any]]
     invariant: tuple[str, ...]  # variants that a shift of all rows does not change
     compiled: tuple[str, ...]  # samples that are compiled
-    length: str = "bandwidth"
+    length: str | None = "bandwidth"  # the argument that is a length
     solved_to: Callable[[torch.dtype], float] = lambda dtype: 0.0  # what the op iterates to
     checked: Callable[..., Tensor] | None = None  # what refuses, where `public` stands for more than the op
+    example: Callable[[], dict[str, Tensor]] | None = None  # of an op without clouds
+    large: Callable[[], Sample] | None = None  # of an op without clouds: a call for several threads
+    shorter: Callable[[Sample], Sample | None] = without_first  # a compiled sample in other sizes
+    result_as_input: bool = False  # results are in the dtype of the inputs, not in the one of computation
 
     def options(self, length: Any, variant: str | None = None) -> dict[str, Any]:
         """A length and one of the variants, the first unless it is named."""
-        return {self.length: length, **self.variants[variant or next(iter(self.variants))]}
+        chosen = self.variants[variant or next(iter(self.variants))]
+        return dict(chosen) if self.length is None else {self.length: length, **chosen}
+
+    @property
+    def has_clouds(self) -> bool:
+        return self.example is None
+
+    def call(self, n: int, m: int, d: int, length: Any, variant: str | None = None) -> Sample:
+        """A call on clouds of these sizes; of an op without clouds its example."""
+        if self.example is not None:
+            return Sample("example", self.example(), self.options(length, variant), typed=None)
+        tensors = tensors_for(self, rows(n, d), rows(m, d, seed=1))
+        return Sample("example", tensors, self.options(length, variant))
 
     @property
     def has_rows(self) -> bool:
@@ -95,6 +125,16 @@ class Op:
 
     def sample(self, name: str) -> Sample:
         return next(sample for sample in self.samples() if sample.name == name)
+
+
+def tensors_for(op: Op, x: Tensor, y: Tensor, seed: int = 3) -> dict[str, Tensor]:
+    """The tensors of a call on these clouds: weights for ops that take them, else vectors and potentials."""
+    vector = {"x": x, "y": y, "v": rows(y.shape[0], seed=seed)}
+    if op.name == "kernel_matvec":
+        return vector
+    if op.name == "apply_plan":
+        return {**vector, "f": rows(x.shape[0], seed=seed + 1), "g": rows(y.shape[0], seed=seed + 2)}
+    return {"x": x, "y": y, "a": weights(x.shape[0], seed=seed), "b": weights(y.shape[0], seed=seed)}
 
 
 RAGGED = {"x_offsets": [0, 3, 3, 10, 41, 43], "y_offsets": [0, 5, 9, 9, 11, 19]}

@@ -10,11 +10,14 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from comparison import assert_as_good_as_torch, compare, evaluate
-from samples import CASES, DTYPES, OPS, Op, Sample, rows, weights
+from samples import CASES, DTYPES, OPS, Op, Sample, rows
+from table import tensors_for
 
 pytestmark = pytest.mark.usefixtures("backend")
 EVERY_CASE = pytest.mark.parametrize(("op", "sample"), CASES)
 EVERY_OP = pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
+CLOUD_OPS = [op for op in OPS.values() if op.has_clouds]
+CLOUD_OP = pytest.mark.parametrize("op", CLOUD_OPS, ids=[op.name for op in CLOUD_OPS])
 VARIANTS = [(op, variant) for op in OPS.values() for variant in op.variants]
 INVARIANT = [(op, variant) for op in OPS.values() for variant in op.invariant]
 
@@ -25,17 +28,8 @@ def every(pairs: list[tuple[Op, str]]) -> pytest.MarkDecorator:
 
 
 EVERY_VARIANT = every(VARIANTS)
+CLOUD_VARIANT = every([(op, variant) for op, variant in VARIANTS if op.has_clouds])
 EVERY_INVARIANT = every(INVARIANT)
-
-
-def tensors_for(op: Op, x: torch.Tensor, y: torch.Tensor, seed: int = 3) -> dict[str, torch.Tensor]:
-    """The tensors of a call on these rows: weights for ops that take them, else vectors and potentials."""
-    vector = {"x": x, "y": y, "v": rows(y.shape[0], seed=seed)}
-    if op.name == "kernel_matvec":
-        return vector
-    if op.name == "apply_plan":
-        return {**vector, "f": rows(x.shape[0], seed=seed + 1), "g": rows(y.shape[0], seed=seed + 2)}
-    return {"x": x, "y": y, "a": weights(x.shape[0], seed=seed), "b": weights(y.shape[0], seed=seed)}
 
 
 @EVERY_CASE
@@ -53,11 +47,11 @@ def test_second_derivatives(op: str, sample: str, dtype: torch.dtype) -> None:
 @EVERY_VARIANT
 def test_derivatives_against_differences(op: Op, variant: str) -> None:
     """The independent check: finite differences of values, then of gradients."""
-    tensors = tensors_for(op, rows(5, 3), rows(4, 3, seed=1))
-    inputs = [tensor.clone().requires_grad_() for tensor in tensors.values()]
+    sample = op.call(5, 4, 3, 1.7, variant)
+    inputs = [tensor.clone().requires_grad_() for tensor in sample.tensors.values()]
 
     def call(*parts: torch.Tensor) -> torch.Tensor:
-        return op.function(**dict(zip(tensors, parts, strict=True)), **op.options(1.7, variant))
+        return op.function(**dict(zip(sample.tensors, parts, strict=True)), **sample.options)
 
     assert gradcheck(call, inputs, fast_mode=True)
     assert gradgradcheck(call, inputs, fast_mode=True)
@@ -79,13 +73,14 @@ def test_only_the_wanted_gradients(op: str, sample: str) -> None:
 
 @EVERY_OP
 def test_third_derivatives_raise(op: Op) -> None:
-    sample = Sample("", tensors_for(op, rows(5, 3), rows(4, 3, seed=1)), op.options(2.0))
+    sample = op.call(5, 4, 3, 2.0)
     arguments = sample.cast(torch.float64, requires_grad=True)
+    chosen = arguments["y" if op.has_clouds else next(reversed(sample.tensors))]
     gradient = op.function(**arguments).sum()
     for _ in range(2):
-        (gradient,) = torch.autograd.grad(gradient.square().sum(), arguments["y"], create_graph=True)
+        (gradient,) = torch.autograd.grad(gradient.square().sum(), chosen, create_graph=True)
     with pytest.raises(RuntimeError, match="a third one is not offered"):
-        torch.autograd.grad(gradient.square().sum(), arguments["y"])
+        torch.autograd.grad(gradient.square().sum(), chosen)
 
 
 @EVERY_OP
@@ -105,12 +100,11 @@ def test_compiled(op: Op, dynamic: bool) -> None:
         torch._dynamo.reset()
         compiled = torch.compile(op.function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
         # The second pass has other shapes in all places: rows, and for batches their number.
-        for skip in (0, 1):
-            if skip and name == "ragged":
+        for sized in (sample, op.shorter(sample)):
+            if sized is None:
                 continue
-            shorter = Sample(name, {k: v[skip:] for k, v in sample.tensors.items()}, sample.options)
-            ours = evaluate(compiled, shorter.cast(torch.float32, requires_grad=True), names)
-            eager = evaluate(op.function, shorter.cast(torch.float32, requires_grad=True), names)
+            ours = evaluate(compiled, sized.cast(torch.float32, requires_grad=True), names)
+            eager = evaluate(op.function, sized.cast(torch.float32, requires_grad=True), names)
             for key in eager:
                 assert torch.equal(ours[key], eager[key]), f"{op.name}[{name}] {key}"
 
@@ -156,7 +150,7 @@ LAYOUTS: dict[str, Any] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_layouts(op: Op, layout: str, dtype: torch.dtype) -> None:
     """Views give what their copies give, and no input is written to."""
-    sample = Sample("", tensors_for(op, rows(37, 21), rows(18, 21, seed=1)), op.options(4.0))
+    sample = op.call(37, 18, 21, 4.0)
     names = list(sample.tensors)
     plain = evaluate(op.function, sample.cast(dtype, requires_grad=True), names)
     arguments = sample.cast(dtype)
@@ -169,7 +163,7 @@ def test_layouts(op: Op, layout: str, dtype: torch.dtype) -> None:
         assert torch.equal(viewed[name].detach(), before[name]), f"{name} was written to"
 
 
-@EVERY_OP
+@CLOUD_OP
 def test_expanded_rows(op: Op) -> None:
     """A row repeated by stride 0 is as many equal rows."""
     x, y = rows(11, 5), rows(1, 5, seed=1)
@@ -194,14 +188,14 @@ SIZES = [
 ]
 
 
-@EVERY_OP
+@CLOUD_OP
 @pytest.mark.parametrize(("n", "m"), SIZES)
 def test_row_counts(op: Op, n: int, m: int) -> None:
     tensors = tensors_for(op, rows(n, 6), rows(m, 6, seed=1, shift=0.2))
     compare(op, Sample(f"{n}x{m}", tensors, op.options(2.0)), torch.float32, second=True)
 
 
-@EVERY_OP
+@CLOUD_OP
 @pytest.mark.parametrize("d", [1, 2, 3, 15, 16, 17, 31, 33, 64, 127, 129, 255, 257, 511, 513, 1031])
 def test_column_counts(op: Op, d: int) -> None:
     tensors = tensors_for(op, rows(21, d), rows(10, d, seed=1, shift=0.2))
@@ -211,7 +205,7 @@ def test_column_counts(op: Op, d: int) -> None:
         compare(op, Sample(f"D={d} {variant}", tensors, options), torch.float64)
 
 
-@EVERY_VARIANT
+@CLOUD_VARIANT
 @pytest.mark.parametrize(("n", "m"), [(0, 4), (4, 0), (0, 0)])
 def test_no_rows(op: Op, variant: str, n: int, m: int) -> None:
     """An empty cloud gives 0 with zero gradients."""
@@ -224,7 +218,7 @@ def test_no_rows(op: Op, variant: str, n: int, m: int) -> None:
         assert not gradient.abs().sum()
 
 
-@EVERY_OP
+@CLOUD_OP
 def test_no_segments(op: Op) -> None:
     batch = {"x": rows(0, 5, 3), "y": rows(0, 4, 3)}
     packed = {"x": rows(0, 3), "y": rows(0, 3), "x_offsets": [0], "y_offsets": [0]}
@@ -273,7 +267,7 @@ def test_identical_rows_have_no_gradient(op: Op, variant: str) -> None:
         assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-@EVERY_VARIANT
+@CLOUD_VARIANT
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("side", ["x", "y"])
 def test_a_row_that_is_not_finite(op: Op, variant: str, bad: float, side: str) -> None:
