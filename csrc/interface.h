@@ -148,6 +148,66 @@ struct SinkhornArguments {
   Matrix grad_x, grad_y;
 };
 
+// A distance of two lists of parameter gradients, of every class at once.
+//   row_cosine  sum over rows of 1 - <a, b> / (|a| |b|)     cosine     the same of the list as one row
+//   cosine_l2   row_cosine + sum over rows of |a - b|       sse        |a - b|^2
+//   l1          sum |a - b|                                 l1_mean    sum over rows of the mean of |a - b|
+enum class GradientMetric : int32_t { row_cosine, cosine, cosine_l2, sse, l1, l1_mean };
+// product: |a| |b| + epsilon; clamp: max(|a|, epsilon) max(|b|, epsilon).
+enum class EpsilonForm : int32_t { product, clamp };
+
+// A tensor of one class, without gaps: row r is what lies at [:, r, :].
+struct GradientShape {
+  int64_t outer, rows, inner;
+};
+
+// What a task has of a tensor: elements; whole rows; whole rows of stride 1, whose elements are apart; or a
+// piece of a row that is too long for one task, or of a list that is one row. Of the last, a first task sums
+// up and a second one writes.
+enum class GradientCut : int32_t { elements, rows, columns, pieces };
+
+struct GradientPart {
+  GradientShape shape;
+  int64_t offset;             // elements of a class in the tensors before
+  int64_t first_task, tasks;  // of a class
+  int64_t size;               // elements, rows or columns of a task
+  GradientCut cut;
+};
+
+struct GradientLayout {
+  GradientMetric metric = GradientMetric::row_cosine;
+  EpsilonForm form = EpsilonForm::product;
+  double epsilon = 0;
+  DType dtype = DType::float32;
+  int64_t classes = 0, elements = 0, tasks = 0;  // elements, tasks: of a class
+  bool pieces = false;                           // whether any part is cut into pieces
+  std::vector<GradientPart> parts;
+
+  // Partial values, or partial sums of rows in pieces, and a value of each class.
+  int64_t workspace_bytes() const {
+    return classes * (tasks * (pieces ? 9 : 1) + 1) * (int64_t)sizeof(double);
+  }
+};
+
+// Checks the sizes and cuts the tensors up, by their shapes alone. Throws std::invalid_argument.
+GradientLayout gradient_layout(GradientMetric metric, EpsilonForm form, double epsilon, DType dtype,
+                               int64_t classes, const std::vector<GradientShape>& shapes);
+
+// Tensors are (classes, shape) each. What is flat has them one behind the other, in the type of computation.
+struct GradientArguments {
+  const GradientLayout* layout;
+  const GradientPart* parts;  // the layout's
+  int64_t part_count;
+  const void *const *real, *const *synthetic;
+  void* value;                                   // (classes); nullptr with tangents
+  const void *tangent_real, *tangent_synthetic;  // flat; nullptr: the gradient is wanted, else its derivative
+  void *out_real, *out_synthetic;                // flat; nullptr: not wanted
+  double* workspace;
+  int threads;
+  void* stream;
+};
+
+void gradient_distance(const GradientArguments& arguments);
 void sinkhorn(const SinkhornArguments& arguments, const Execution& execution);
 void kernel_sums(const SumsArguments& arguments, const Execution& execution);
 void kernel_sums_hvp(const HvpArguments& arguments, const Execution& execution);

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import decoct
+import gradients
 import transport
 from decoct import reference
 from decoct.kernels import (
@@ -231,6 +232,7 @@ OPS: dict[str, Op] = {
             **PAIRWISE,
         ),
         *transport.OPS,
+        *gradients.OPS,
     )
 }
 CASES = [(op.name, sample.name) for op in OPS.values() for sample in op.samples()]

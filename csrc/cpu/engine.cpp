@@ -6,6 +6,9 @@
 
 namespace decoct {
 namespace DECOCT_ISA {
+
+void gradient_distance(const GradientArguments& arguments);  // gradient_distance.cpp
+
 namespace {
 
 Sizes planned(Op op, const Clouds& clouds, const Execution& e, int64_t columns) {
@@ -69,9 +72,9 @@ int64_t workspace_bytes(const Sizes& sizes, int64_t chunks, int64_t tasks) {
 #define DECOCT_NAME(isa) DECOCT_TEXT(isa)
 
 namespace cpu {
-const Engine DECOCT_ENGINE(DECOCT_ISA) = {DECOCT_NAME(DECOCT_ISA),        DECOCT_ISA::kernel_sums,
-                                          DECOCT_ISA::kernel_sums_hvp,    DECOCT_ISA::kernel_matvec,
-                                          DECOCT_ISA::run_segment_sums,   DECOCT_ISA::sinkhorn,
-                                          DECOCT_ISA::run_mean_bandwidth, DECOCT_ISA::workspace_bytes};
+const Engine DECOCT_ENGINE(DECOCT_ISA) = {
+    DECOCT_NAME(DECOCT_ISA),        DECOCT_ISA::kernel_sums,      DECOCT_ISA::kernel_sums_hvp,
+    DECOCT_ISA::kernel_matvec,      DECOCT_ISA::run_segment_sums, DECOCT_ISA::sinkhorn,
+    DECOCT_ISA::run_mean_bandwidth, DECOCT_ISA::workspace_bytes,  DECOCT_ISA::gradient_distance};
 }  // namespace cpu
 }  // namespace decoct

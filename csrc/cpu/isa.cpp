@@ -69,6 +69,9 @@ void sinkhorn(const SinkhornArguments& a, const Execution& e) {
 void mean_bandwidth(const Clouds& clouds, const Execution& e) {
   cpu::engine().mean_bandwidth(clouds, e);
 }
+void gradient_distance(const GradientArguments& a) {
+  cpu::engine().gradient_distance(a);
+}
 int64_t workspace_bytes(const Sizes& sizes, const int32_t* schedule, int64_t words) {
   const auto& header = *(const ScheduleHeader*)schedule;
   if (words < (int64_t)sizeof header / 4 || header.version != kScheduleVersion || header.words != words ||

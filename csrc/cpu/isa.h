@@ -13,6 +13,7 @@ struct Engine {
   void (*sinkhorn)(const SinkhornArguments&, const Execution&);
   void (*mean_bandwidth)(const Clouds&, const Execution&);
   int64_t (*workspace_bytes)(const Sizes&, int64_t chunks, int64_t tasks);
+  void (*gradient_distance)(const GradientArguments&);
 };
 
 extern const Engine engine_generic;

@@ -17,6 +17,7 @@ from decoct.losses import MMDLoss, SinkhornLoss
 from decoct.ops import (
     SinkhornSolution,
     apply_plan,
+    gradient_distance,
     kernel_matvec,
     kernel_mean,
     mean_bandwidth,
@@ -36,6 +37,7 @@ __all__ = [
     "SinkhornSolution",
     "apply_plan",
     "compat",
+    "gradient_distance",
     "kernel_matvec",
     "kernel_mean",
     "kernels",

@@ -142,3 +142,31 @@ def sinkhorn(
     grad_y: Matrix | None,
     execution: Execution,
 ) -> None: ...
+
+class GradientLayout:
+    def __init__(
+        self,
+        *,
+        metric: str,
+        epsilon_form: str,
+        epsilon: float,
+        dtype: str,
+        classes: int,
+        shapes: list[tuple[int, int, int]],
+    ) -> None: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+
+def gradient_distance(
+    layout: GradientLayout,
+    real: list[int],
+    synthetic: list[int],
+    value: Matrix | None,
+    tangent_real: Matrix | None,
+    tangent_synthetic: Matrix | None,
+    out_real: Matrix | None,
+    out_synthetic: Matrix | None,
+    workspace: Matrix,
+    threads: int,
+    stream: int,
+) -> None: ...

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from decoct._reference_gradients import gradient_distance
 from decoct.kernels import Kernel, resolve
 from decoct.ops.sinkhorn import SinkhornSolution
 from decoct.segments import host_offsets
 
 __all__ = [
     "apply_plan",
+    "gradient_distance",
     "kernel_matrix",
     "kernel_matvec",
     "kernel_mean",

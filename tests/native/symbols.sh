@@ -6,10 +6,12 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/isas.sh"
 for isa in "${!machine[@]}"; do
-  # shellcheck disable=SC2086
-  "${CXX:-g++}" -std=c++17 -O1 -fPIC -DDECOCT_ISA="$isa" ${machine[$isa]} \
-    -c "$here/../../csrc/cpu/engine.cpp" -o "$1/$isa.o"
-  nm --defined-only --extern-only "$1/$isa.o" | awk '{ print $NF }' | sort -u >"$1/$isa.symbols"
+  for source in engine gradient_distance; do
+    # shellcheck disable=SC2086
+    "${CXX:-g++}" -std=c++17 -O1 -fPIC -DDECOCT_ISA="$isa" ${machine[$isa]} \
+      -c "$here/../../csrc/cpu/$source.cpp" -o "$1/${source}_$isa.o"
+  done
+  nm --defined-only --extern-only "$1"/*_"$isa".o | awk 'NF > 1 { print $NF }' | sort -u >"$1/$isa.symbols"
   grep -q "engine_$isa" "$1/$isa.symbols" || { echo "engine_$isa is not exported"; exit 1; }
 done
 shared=$(sort "$1"/*.symbols | uniq -d)
