@@ -13,13 +13,15 @@ import logging
 from typing import Any
 
 from decoct import compat, kernels, ops, reference
-from decoct.losses import MMDLoss, SinkhornLoss
+from decoct.losses import GradientMatchingLoss, MMDLoss, SinkhornLoss
 from decoct.ops import (
     SinkhornSolution,
     apply_plan,
     gradient_distance,
+    gradient_vector_product,
     kernel_matvec,
     kernel_mean,
+    linear_head_gradients,
     mean_bandwidth,
     median_bandwidth,
     mmd,
@@ -31,6 +33,7 @@ from decoct.segments import Segments
 __version__ = "0.1.0"
 
 __all__ = [
+    "GradientMatchingLoss",
     "MMDLoss",
     "Segments",
     "SinkhornLoss",
@@ -38,9 +41,11 @@ __all__ = [
     "apply_plan",
     "compat",
     "gradient_distance",
+    "gradient_vector_product",
     "kernel_matvec",
     "kernel_mean",
     "kernels",
+    "linear_head_gradients",
     "mean_bandwidth",
     "median_bandwidth",
     "mmd",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from decoct.kernels import Kernel, resolve
-from decoct.ops import mmd
+from decoct.ops import gradient_distance, mmd
 from decoct.ops._transport import Cost, Reach, check_options
+from decoct.ops.gradient_distance import Metric, RowAxis, Tensors
+from decoct.ops.gradient_distance import check_options as check_gradient_options
 from decoct.ops.sinkhorn import divergence_of
 
-__all__ = ["MMDLoss", "SinkhornLoss"]
+__all__ = ["GradientMatchingLoss", "MMDLoss", "SinkhornLoss"]
 
 Reduction = Literal["sum", "mean", "none"]
 
@@ -64,6 +67,49 @@ class MMDLoss(nn.Module):
     def extra_repr(self) -> str:
         options = f"estimator={self.estimator!r}, reduction={self.reduction!r}"
         return f"{self.kernel}, bandwidth={self.bandwidth!r}, {options}"
+
+
+class GradientMatchingLoss(nn.Module):
+    """:func:`decoct.gradient_distance` as a module, reduced over the classes.
+
+    Parameters
+    ----------
+    metric, classes, tensors, row_axis, epsilon, epsilon_form : as in :func:`decoct.gradient_distance`.
+    reduction : ``"sum"`` (the default: a mean would divide a class-wise learning rate by the number of
+        classes), ``"mean"`` or ``"none"``, over the values of the classes.
+    """
+
+    def __init__(
+        self,
+        metric: Metric = "row_cosine",
+        *,
+        classes: bool = False,
+        tensors: Tensors = None,
+        row_axis: RowAxis = 0,
+        epsilon: float = 1e-6,
+        epsilon_form: Literal["product", "clamp"] = "product",
+        reduction: Reduction = "sum",
+    ) -> None:
+        super().__init__()
+        _check_reduction("GradientMatchingLoss", reduction)
+        check_gradient_options("GradientMatchingLoss", metric, epsilon, epsilon_form, classes)
+        self.metric: Metric = metric
+        self.options: dict[str, Any] = {
+            "classes": classes,
+            "tensors": tensors,
+            "row_axis": row_axis,
+            "epsilon": epsilon,
+            "epsilon_form": epsilon_form,
+        }
+        self.reduction: Reduction = reduction
+
+    def forward(self, real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
+        """Loss of the parameter gradients of real and of synthetic rows."""
+        return _reduced(gradient_distance(real, synthetic, self.metric, **self.options), self.reduction)
+
+    def extra_repr(self) -> str:
+        shown = {"metric": self.metric, **self.options, "reduction": self.reduction}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
 class SinkhornLoss(nn.Module):

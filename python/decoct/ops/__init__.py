@@ -5,6 +5,7 @@ from decoct.ops._backend import backends, release_scratch
 from decoct.ops.apply_plan import apply_plan
 from decoct.ops.bandwidth import mean_bandwidth, median_bandwidth
 from decoct.ops.gradient_distance import gradient_distance
+from decoct.ops.gradient_vector_product import gradient_vector_product, linear_head_gradients
 from decoct.ops.kernel_matvec import kernel_matvec
 from decoct.ops.kernel_mean import kernel_mean
 from decoct.ops.mmd import mmd
@@ -15,8 +16,10 @@ __all__ = [
     "apply_plan",
     "backends",
     "gradient_distance",
+    "gradient_vector_product",
     "kernel_matvec",
     "kernel_mean",
+    "linear_head_gradients",
     "mean_bandwidth",
     "median_bandwidth",
     "mmd",

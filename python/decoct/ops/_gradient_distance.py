@@ -82,6 +82,11 @@ def _run(
     return value, out[0], out[1]
 
 
+def _views(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The same as `_parts` for tensors that nobody watches, by one call."""
+    return list(torch._utils._unflatten_dense_tensors(flat, like))
+
+
 def _parts(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Views of what is flat in the shapes of a list."""
     pieces = flat.split([t.numel() for t in like])
@@ -343,9 +348,9 @@ def _given_away(flat: Tensor, like: Sequence[Tensor], bar: Tensor, classes: int)
     1."""
     dtype = like[0].dtype
     if flat.device.type == "cpu" and bool((bar == 1).all()):
-        return _parts(flat.to(dtype), like)
+        return _views(flat.to(dtype), like)
     if classes == 1:
-        return _parts(flat.mul_(bar).to(dtype), like)
+        return _views(flat.mul_(bar).to(dtype), like)
     return [_scaled(part, bar, classes, dtype) for part in _parts(flat, like)]
 
 
@@ -365,7 +370,7 @@ def distance(
     need = 0
     if torch.is_grad_enabled():
         need = REAL * any(t.requires_grad for t in real) + SYNTHETIC * any(t.requires_grad for t in synthetic)
-    if _transforms._unwatched(tensors):
+    if _transforms.unwatched(tensors):
         if need:
             return _transforms.run(_Once, settings, scalar, need, len(real), *tensors)  # type: ignore[no-any-return]
         value = _run(real, synthetic, settings, 0, None)[0]

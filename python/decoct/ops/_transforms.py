@@ -29,7 +29,7 @@ from torch.autograd import forward_ad
 __all__ = ["active", "call", "fold", "forward", "needs_gradient", "public", "pushed_once", "run", "unfold"]
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -82,31 +82,31 @@ def _tangent(tensor: Tensor) -> Tensor | None:
     return forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-any-return]
 
 
-def _unwatched(arguments: tuple[Any, ...]) -> bool:
+def unwatched(arguments: tuple[Any, ...]) -> bool:
     """True where no compiler, transform, dispatch mode or tensor subclass wants to see the op."""
     return (
         not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
-        and all(_is_plain(argument) for argument in arguments if isinstance(argument, Tensor))
+        and _all_plain([argument for argument in arguments if isinstance(argument, Tensor)])
     )
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in _PLAIN and not is_legacy_batchedtensor(tensor)
+def _all_plain(tensors: list[Tensor]) -> bool:
+    return _PLAIN.issuperset(map(type, tensors)) and not any(map(is_legacy_batchedtensor, tensors))
 
 
 def call(function: type[torch.autograd.Function], op: Any, *arguments: Any) -> Any:
     """A registered op; as an autograd function where a transform needs one, and where nobody would see the
     difference: the dispatcher of an op written in Python costs more than the kernels on a small problem."""
-    if active() or _unwatched(arguments):
+    if active() or unwatched(arguments):
         return run(function, *arguments)
     return op(*arguments)
 
 
 def forward(implementation: Callable[..., Any], op: Any, *arguments: Any) -> Any:
     """What the autograd function of a registered op computes."""
-    return (implementation if _unwatched(arguments) else op)(*arguments)
+    return (implementation if unwatched(arguments) else op)(*arguments)
 
 
 def run(function: type[torch.autograd.Function], *arguments: Any) -> Any:

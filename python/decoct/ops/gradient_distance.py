@@ -14,12 +14,13 @@ from decoct.ops._backend import dtype_name
 from decoct.ops._gradient_distance import distance
 from decoct.ops._transforms import public
 
-__all__ = ["Metric", "gradient_distance"]
+__all__ = ["Metric", "RowAxis", "Tensors", "check_options", "gradient_distance"]
 
 Metric = Literal["row_cosine", "cosine", "cosine_l2", "sse", "l1", "l1_mean"]
 METRICS = ("row_cosine", "cosine", "cosine_l2", "sse", "l1", "l1_mean")
 FORMS = ("product", "clamp")
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_FLOATS = frozenset(FLOATS)
 OP = "gradient_distance"
 
 Tensors = Literal["matrices", "all"] | Sequence[bool] | None
@@ -92,7 +93,7 @@ def gradient_distance(
         For lists of different lengths, shapes or devices, and options out of range.
     """
     real, synthetic = _checked_lists(real, synthetic)
-    _check_options(metric, epsilon, epsilon_form, classes)
+    check_options(OP, metric, epsilon, epsilon_form, classes)
     shapes = tuple(t.shape for t in synthetic)
     chosen = tensors if tensors is None or isinstance(tensors, str) else tuple(tensors)
     axes = row_axis if row_axis is None or isinstance(row_axis, int) else tuple(row_axis)
@@ -121,6 +122,15 @@ def _checked_lists(real: Any, synthetic: Any) -> tuple[Sequence[Tensor], Sequenc
         raise ValueError(
             f"{OP}: synthetic must hold T={len(real)} tensors as real does, got {len(synthetic)}"
         )
+    # The usual case by few steps: a message needs more.
+    both = [*real, *synthetic]
+    if (
+        all(isinstance(t, Tensor) for t in both)
+        and [t.shape for t in real] == [t.shape for t in synthetic]
+        and {t.dtype for t in both} <= _FLOATS
+        and len({t.device for t in both}) == 1
+    ):
+        return real, synthetic
     device = real[0].device if isinstance(real[0], Tensor) else None
     for i, pair in enumerate(zip(real, synthetic, strict=True)):
         for name, value in zip(("real", "synthetic"), pair, strict=True):
@@ -143,17 +153,17 @@ def _checked_lists(real: Any, synthetic: Any) -> tuple[Sequence[Tensor], Sequenc
     return real, synthetic
 
 
-def _check_options(metric: Any, epsilon: Any, epsilon_form: Any, classes: Any) -> None:
+def check_options(op: str, metric: Any, epsilon: Any, epsilon_form: Any, classes: Any) -> None:
     if metric not in METRICS:
-        raise ValueError(f"{OP}: metric must be one of {', '.join(METRICS)}, got {metric!r}")
+        raise ValueError(f"{op}: metric must be one of {', '.join(METRICS)}, got {metric!r}")
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)):
-        raise TypeError(f"{OP}: epsilon must be a positive number, got {type(epsilon).__name__}")
+        raise TypeError(f"{op}: epsilon must be a positive number, got {type(epsilon).__name__}")
     if not 0 < epsilon < math.inf:
-        raise ValueError(f"{OP}: epsilon must be a positive number, got {epsilon}")
+        raise ValueError(f"{op}: epsilon must be a positive number, got {epsilon}")
     if epsilon_form not in FORMS:
-        raise ValueError(f"{OP}: epsilon_form must be 'product' or 'clamp', got {epsilon_form!r}")
+        raise ValueError(f"{op}: epsilon_form must be 'product' or 'clamp', got {epsilon_form!r}")
     if not isinstance(classes, bool):
-        raise TypeError(f"{OP}: classes must be True or False, got {type(classes).__name__}")
+        raise TypeError(f"{op}: classes must be True or False, got {type(classes).__name__}")
 
 
 @functools.lru_cache(maxsize=256)
