@@ -71,7 +71,8 @@ DECOCT_INLINE void store_first(T* p, vec<T> v, int64_t count) {
   std::memcpy(p, &v, (count < width<T> ? count : width<T>)*sizeof(T));
 }
 
-constexpr int64_t kRun = 2048;
+template <class T>
+constexpr int64_t kRun = 64 * width<T>;
 
 // One place in the tensors of one class and in what is flat.
 template <class T, class E>
@@ -120,8 +121,8 @@ struct GradientRows {
   // Adds n numbers that follow one another to a row's sums.
   static void add_run(double* sums, const Place& p, int64_t n) {
     constexpr int64_t step = width<T>;
-    for (int64_t k = 0; k < n; k += kRun) {
-      const int64_t end = k + kRun < n ? k + kRun : n;
+    for (int64_t k = 0; k < n; k += kRun<T>) {
+      const int64_t end = k + kRun<T> < n ? k + kRun<T> : n;
       vec<T> even[kSums] = {}, odd[kSums] = {};
       int64_t i = k;
       for (; i + 2 * step <= end; i += 2 * step) {
@@ -260,8 +261,8 @@ struct GradientElements {
   static double span(const Place& p, int64_t n, double share) {
     const T scale = (T)(Square ? 2.0 : share);
     double value = 0;
-    for (int64_t k = 0; k < n; k += kRun) {
-      const int64_t end = k + kRun < n ? k + kRun : n;
+    for (int64_t k = 0; k < n; k += kRun<T>) {
+      const int64_t end = k + kRun<T> < n ? k + kRun<T> : n;
       vec<T> sum{};
       const auto step = [&](int64_t i, int64_t count) {
         vec<T> out;

@@ -395,9 +395,9 @@ DECOCT_KERNEL gradient_second_kernel(ListProblem<T> p) {
       value = row_distance(p.rule, sums.total);
     } else {
       value = block_sum(values_of(p, c), shared);
-      if (!p.first) value += p.running[c];
     }
     if (thread_index() != 0) return;
+    if (!list && !p.first) value += p.running[c];
     p.running[c] = value;
     if (p.last) p.value[c] = (T)value;
     return;

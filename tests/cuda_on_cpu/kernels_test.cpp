@@ -4,13 +4,14 @@
 //   kernels_test [--quick] [--only TEXT] [--launched FILE] [GROUP...]
 //
 // --quick: each kernel on few shapes. --only: cases with TEXT in their name. --launched: where to add the
-// launched kernels, as offsets from note_launch. Groups: small fused weights hvp matvec rows transport, all
-// by default.
+// launched kernels, as offsets from note_launch. Groups: small fused weights hvp matvec rows transport
+// gradients, all by default.
 #include <algorithm>
 #include <fstream>
 #include <set>
 #include <stdexcept>
 
+#include "gradient_checks.h"
 #include "transport_checks.h"
 
 using namespace cases;
@@ -359,13 +360,6 @@ void test_rows() {
   }
 }
 
-TransportCase make_transport(const char* name, int power) {
-  TransportCase test;
-  test.name = name;
-  test.power = power;
-  return test;
-}
-
 // Costs that are kept, and of which there are too many: of the cross term, of that of x with itself.
 Shape kept(int dim) {
   return {{0, 1, 9, 66, 2}, {3, 1, 5, 17, 0}, dim};
@@ -375,37 +369,6 @@ Shape wide(int dim) {
 }
 Shape large(int dim) {
   return {{260}, {3}, dim};
-}
-
-std::vector<TransportCase> transport_cases(int power) {
-  std::vector<TransportCase> cases(10, make_transport("balanced", power));
-  cases[1].name = "reach";
-  cases[1].reach_x = 1.5;
-  cases[1].reach_y = 2;
-  cases[2].name = "one reach";
-  cases[2].reach_y = 2;
-  cases[3].name = "partial";
-  cases[3].mass = 0.3;
-  cases[4].name = "labels";
-  cases[4].labels = true;
-  cases[5].name = "warm";
-  cases[5].warm = true;
-  cases[5].need = kNeedX;
-  cases[6].name = "few";
-  cases[6].max_iterations = 4;
-  cases[6].diameter = 10;
-  cases[6].need = 0;
-  cases[7].name = "tolerance";
-  cases[7].tolerance = 1e-3;
-  cases[7].blur = 0.5;
-  // Sums leave the range of exponents at once.
-  cases[8].name = "sharp";
-  cases[8].blur = 0.02;
-  cases[8].diameter = 0.03;
-  // So little mass is worth its way that sums of the last plan are out of range as well.
-  cases[9].name = "far";
-  cases[9].reach_x = cases[9].reach_y = 0.3;
-  return cases;
 }
 
 template <class T>
@@ -450,9 +413,10 @@ struct Group {
   const char* name;
   void (*test)();
 };
-const Group kGroups[] = {
-    {"small", test_small},    {"fused", test_fused}, {"weights", test_weights},     {"hvp", test_hvps},
-    {"matvec", test_matvecs}, {"rows", test_rows},   {"transport", test_transports}};
+const Group kGroups[] = {{"small", test_small},          {"fused", test_fused},
+                         {"weights", test_weights},      {"hvp", test_hvps},
+                         {"matvec", test_matvecs},       {"rows", test_rows},
+                         {"transport", test_transports}, {"gradients", test_lists}};
 
 std::set<const void*> launched;
 

@@ -1,5 +1,5 @@
-"""Puts the bugs of memory_mutants.py and number_mutants.py into copies of the CUDA kernels; the tests and
-sanitizers must catch each.
+"""Puts the bugs of memory_mutants.py, number_mutants.py and gradient_mutants.py into copies of the CUDA
+kernels; the tests and sanitizers must catch each.
 
     python tests/cuda_on_cpu/mutants.py [TEXT]    TEXT: of the names of the mutants to try, default all
 
@@ -17,6 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gradient_mutants
 import memory_mutants
 import number_mutants
 from mutant import Mutant
@@ -150,7 +151,8 @@ class Trial:
 
 
 def main(words: list[str]) -> int:
-    mutants = [m for m in memory_mutants.MUTANTS + number_mutants.MUTANTS if not words or words[0] in m.name]
+    every = memory_mutants.MUTANTS + number_mutants.MUTANTS + gradient_mutants.MUTANTS
+    mutants = [m for m in every if not words or words[0] in m.name]
     missing = missing_places(mutants)
     if missing:
         print("\n".join(missing))

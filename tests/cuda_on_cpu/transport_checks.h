@@ -8,6 +8,44 @@ namespace cases {
 using reference::kLabels;
 using reference::TransportCase;
 
+inline TransportCase make_transport(const char* name, int power) {
+  TransportCase test;
+  test.name = name;
+  test.power = power;
+  return test;
+}
+
+inline std::vector<TransportCase> transport_cases(int power) {
+  std::vector<TransportCase> cases(10, make_transport("balanced", power));
+  cases[1].name = "reach";
+  cases[1].reach_x = 1.5;
+  cases[1].reach_y = 2;
+  cases[2].name = "one reach";
+  cases[2].reach_y = 2;
+  cases[3].name = "partial";
+  cases[3].mass = 0.3;
+  cases[4].name = "labels";
+  cases[4].labels = true;
+  cases[5].name = "warm";
+  cases[5].warm = true;
+  cases[5].need = kNeedX;
+  cases[6].name = "few";
+  cases[6].max_iterations = 4;
+  cases[6].diameter = 10;
+  cases[6].need = 0;
+  cases[7].name = "tolerance";
+  cases[7].tolerance = 1e-3;
+  cases[7].blur = 0.5;
+  // Sums leave the range of exponents at once.
+  cases[8].name = "sharp";
+  cases[8].blur = 0.02;
+  cases[8].diameter = 0.03;
+  // So little mass is worth its way that sums of the last plan are out of range as well.
+  cases[9].name = "far";
+  cases[9].reach_x = cases[9].reach_y = 0.3;
+  return cases;
+}
+
 template <class T>
 struct TransportResults {
   std::vector<double> value, error;

@@ -40,7 +40,7 @@ from sass import Kernel, Unreadable
 from throughput import Prediction
 
 CAPABILITIES = (80, 90)
-KERNELS_AT_MOST = 87  # 65 over pairs, which take the time to compile, and 22 over rows
+KERNELS_AT_MOST = 103  # 65 over pairs, which take the time to compile, 22 over rows, 16 over gradients
 WARPS_OF_MULTIPROCESSOR = 64
 
 # Most registers a thread, by the first pattern that fits: a little above what they have. A multiprocessor
@@ -79,6 +79,10 @@ CEILINGS = {
     "segment_sums<*>": 62,
     "pack_tangents<*>": 66,
     "pack_vectors<*>": 34,
+    "gradient_first<*, first>": 80,
+    "gradient_first<*>": 112,
+    "gradient_second<*, first>": 84,
+    "gradient_second<*>": 124,
 }
 
 COUNTED = {
@@ -113,6 +117,9 @@ def expected_kernels() -> list[str]:
         rows = ("anchor", "pack", "pack_tangents", "pack_vectors", "segment_sums", "finish")
         names += [f"{kind}<{number}>" for kind in rows]
         names += [f"{kind}<{number}>" for kind in ("box", "begin", "kept", "step", "end")]
+    for kind in ("gradient_first", "gradient_second"):
+        for types in ("float, float", "float, Half", "float, Bfloat", "double, double"):
+            names += [f"{kind}<{types}, {order}>" for order in ("first", "second")]
     return sorted([*names, "transport<Differences>"])
 
 

@@ -25,6 +25,7 @@ void launch(void (*kernel)(Parameters...), const Launch& l, const Arguments&...)
 
 }  // namespace decoct::cuda
 
+#include "gradient_distance.cu"
 #include "pairs_bfloat16.cu"
 #include "pairs_float64.cu"
 #include "pairs_tf32.cu"
@@ -85,6 +86,22 @@ void launch_others() {
   kernels.end(1, 1);
 }
 
+void launch_gradients() {
+  for (const DType dtype : {DType::float64, DType::float32, DType::float16, DType::bfloat16}) {
+    const GradientLayout layout =
+        gradient_layout(GradientMetric::row_cosine, EpsilonForm::product, 1, dtype, 1, {{1, 1, 1}});
+    const void* const addresses[] = {nullptr};
+    GradientArguments arguments{};
+    arguments.layout = &layout;
+    arguments.parts = layout.parts.data();
+    arguments.part_count = 1;
+    arguments.real = arguments.synthetic = addresses;
+    gradient_distance(arguments);
+    arguments.tangent_real = arguments.tangent_synthetic = &layout;
+    gradient_distance(arguments);
+  }
+}
+
 int main() {
   for (const Profile profile : {Profile::gaussian, Profile::linear}) {
     launch_pairs<Tf32>(profile);
@@ -94,4 +111,5 @@ int main() {
   }
   launch_others<float>();
   launch_others<double>();
+  launch_gradients();
 }

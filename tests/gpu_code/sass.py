@@ -35,7 +35,9 @@ def short_name(demangled: str) -> str:
     for long, short in ARITHMETICS.items():
         arguments = arguments.replace(f"decoct::cuda::{long}", short)
     arguments = re.sub(r"\(decoct::cuda::Shape\)(\d)", lambda m: SHAPES.get(m[1], m[1]), arguments)
-    arguments = arguments.replace(" true", " gaussian").replace(" false", " others")
+    yes, no = ("second", "first") if match[1].startswith("gradient") else ("gaussian", "others")
+    arguments = arguments.replace(" true", f" {yes}").replace(" false", f" {no}")
+    arguments = arguments.replace("decoct::cuda::", "")
     return f"{match[1]}<{arguments.strip()}>"
 
 

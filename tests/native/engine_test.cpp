@@ -5,6 +5,7 @@
 
 #include "problem.h"
 
+void test_gradient_distance();
 void test_transport();
 
 namespace {
@@ -328,6 +329,7 @@ int main(int count, char** names) {
     test_poison(test);
   }
   test_segment_sums();
+  test_gradient_distance();
   test_transport();
   test_refusals();
   std::printf("%d passed, %d failed\n", passed, failed);
