@@ -365,6 +365,8 @@ void run_mean_bandwidth(const Matrix& x, const Matrix& y, const Matrix& x_offset
   mean_bandwidth(clouds, execution);
 }
 
+#include "norm_bindings.inl"
+
 }  // namespace
 
 PYBIND11_MODULE(DECOCT_MODULE, m, py::mod_gil_not_used()) {
@@ -406,4 +408,5 @@ PYBIND11_MODULE(DECOCT_MODULE, m, py::mod_gil_not_used()) {
         "stream"_a);
   m.def("mean_bandwidth", &run_mean_bandwidth, py::kw_only(), "x"_a, "y"_a, "x_offsets"_a, "y_offsets"_a,
         "bandwidth"_a, "execution"_a);
+  bind_norm(m);
 }

@@ -208,6 +208,57 @@ struct GradientArguments {
 };
 
 void gradient_distance(const GradientArguments& arguments);
+
+// Images (N, C, H, W), channels in `groups` of equal size; rows of numbers are images of height 1. Their
+// memory has no gaps, and is that of (N, H, W, C) where channels_last, which needs a group for each channel.
+struct NormShape {
+  int64_t images, channels, groups, height, width;
+  int64_t pool_height, pool_width;  // windows of the averages; what fills none at the far edges is dropped
+  bool relu, channels_last;
+  double epsilon;
+
+  int64_t pixels() const { return height * width; }
+  int64_t pooled_height() const { return height / pool_height; }
+  int64_t pooled_width() const { return width / pool_width; }
+  int64_t pooled_pixels() const { return pooled_height() * pooled_width(); }
+};
+
+// pool(relu(weight (x - mean) factor + bias)), mean and factor those of an image's group. x and what has its
+// shape or the result's have one dtype, the others the type it is computed in; matrices have a row for each
+// image. data == nullptr: weight 1, bias 0.
+struct NormProblem {
+  NormShape shape;
+  Matrix x, weight, bias;  // weight, bias: (C, 1)
+  Matrix mean, factor;     // (N, groups); factor = 1 / sqrt(variance + epsilon)
+};
+
+struct NormArguments {
+  NormProblem problem;  // mean and factor are written
+  Matrix out;
+};
+
+// The products of grad with the derivatives of the result; data == nullptr: not wanted.
+struct NormGradArguments {
+  NormProblem problem;
+  Matrix grad;
+  Matrix grad_x, grad_weight, grad_bias;
+};
+
+// The derivatives of <tangent_x, grad_x> + <tangent_weight, grad_weight> + <tangent_bias, grad_bias> of above
+// by grad, x and weight; data == nullptr: a tangent of zero, a derivative that is not wanted.
+struct NormSecondArguments {
+  NormProblem problem;
+  Matrix grad;  // data == nullptr: only out_grad is wanted
+  Matrix tangent_x, tangent_weight, tangent_bias;
+  Matrix out_grad, out_x, out_weight;
+};
+
+enum class NormOp : int32_t { value, grad, second };
+
+int64_t group_norm_workspace_bytes(NormOp op, const NormShape& shape, DType rows, int threads);
+void group_norm(const NormArguments& arguments, const Execution& execution);
+void group_norm_grad(const NormGradArguments& arguments, const Execution& execution);
+void group_norm_second(const NormSecondArguments& arguments, const Execution& execution);
 void sinkhorn(const SinkhornArguments& arguments, const Execution& execution);
 void kernel_sums(const SumsArguments& arguments, const Execution& execution);
 void kernel_sums_hvp(const HvpArguments& arguments, const Execution& execution);

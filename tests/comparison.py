@@ -45,6 +45,7 @@ def evaluate(
     value = function(**arguments)
     inputs = [arguments[name] for name in names]
     cotangent = torch.cos(torch.arange(value.numel(), dtype=torch.float64)).reshape(value.shape) + 0.5
+    cotangent = cotangent.bfloat16()  # the same numbers in every dtype
     gradients = torch.autograd.grad(
         value, inputs, cotangent.to(value.dtype), create_graph=second, allow_unused=False
     )

@@ -10,6 +10,7 @@ import torch
 
 import decoct
 import gradients
+import norms
 import transport
 from decoct import reference
 from decoct.kernels import (
@@ -233,6 +234,7 @@ OPS: dict[str, Op] = {
         ),
         *transport.OPS,
         *gradients.OPS,
+        *norms.OPS,
     )
 }
 CASES = [(op.name, sample.name) for op in OPS.values() for sample in op.samples()]

@@ -2,6 +2,7 @@
 // flags.
 #include "hvp.inl"
 #include "isa.h"
+#include "norm.h"
 #include "sinkhorn.inl"
 
 namespace decoct {
@@ -73,8 +74,10 @@ int64_t workspace_bytes(const Sizes& sizes, int64_t chunks, int64_t tasks) {
 
 namespace cpu {
 const Engine DECOCT_ENGINE(DECOCT_ISA) = {
-    DECOCT_NAME(DECOCT_ISA),        DECOCT_ISA::kernel_sums,      DECOCT_ISA::kernel_sums_hvp,
-    DECOCT_ISA::kernel_matvec,      DECOCT_ISA::run_segment_sums, DECOCT_ISA::sinkhorn,
-    DECOCT_ISA::run_mean_bandwidth, DECOCT_ISA::workspace_bytes,  DECOCT_ISA::gradient_distance};
+    DECOCT_NAME(DECOCT_ISA),        DECOCT_ISA::kernel_sums,       DECOCT_ISA::kernel_sums_hvp,
+    DECOCT_ISA::kernel_matvec,      DECOCT_ISA::run_segment_sums,  DECOCT_ISA::sinkhorn,
+    DECOCT_ISA::run_mean_bandwidth, DECOCT_ISA::workspace_bytes,   DECOCT_ISA::group_norm,
+    DECOCT_ISA::group_norm_grad,    DECOCT_ISA::group_norm_second, DECOCT_ISA::norm_workspace_bytes,
+    DECOCT_ISA::gradient_distance};
 }  // namespace cpu
 }  // namespace decoct

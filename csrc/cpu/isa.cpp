@@ -72,6 +72,18 @@ void mean_bandwidth(const Clouds& clouds, const Execution& e) {
 void gradient_distance(const GradientArguments& a) {
   cpu::engine().gradient_distance(a);
 }
+void group_norm(const NormArguments& a, const Execution& e) {
+  cpu::engine().group_norm(a, e);
+}
+void group_norm_grad(const NormGradArguments& a, const Execution& e) {
+  cpu::engine().group_norm_grad(a, e);
+}
+void group_norm_second(const NormSecondArguments& a, const Execution& e) {
+  cpu::engine().group_norm_second(a, e);
+}
+int64_t group_norm_workspace_bytes(NormOp op, const NormShape& shape, DType rows, int threads) {
+  return cpu::engine().group_norm_workspace_bytes(op, shape, rows, threads);
+}
 int64_t workspace_bytes(const Sizes& sizes, const int32_t* schedule, int64_t words) {
   const auto& header = *(const ScheduleHeader*)schedule;
   if (words < (int64_t)sizeof header / 4 || header.version != kScheduleVersion || header.words != words ||

@@ -13,6 +13,10 @@ struct Engine {
   void (*sinkhorn)(const SinkhornArguments&, const Execution&);
   void (*mean_bandwidth)(const Clouds&, const Execution&);
   int64_t (*workspace_bytes)(const Sizes&, int64_t chunks, int64_t tasks);
+  void (*group_norm)(const NormArguments&, const Execution&);
+  void (*group_norm_grad)(const NormGradArguments&, const Execution&);
+  void (*group_norm_second)(const NormSecondArguments&, const Execution&);
+  int64_t (*group_norm_workspace_bytes)(NormOp, const NormShape&, DType, int);
   void (*gradient_distance)(const GradientArguments&);
 };
 

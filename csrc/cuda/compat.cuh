@@ -128,6 +128,10 @@ DECOCT_DEVICE uint32_t pack_bfloat16(float low, float high) {
 DECOCT_DEVICE float half_to_float(uint16_t bits) {
   return __half2float(__ushort_as_half(bits));
 }
+// Rounded to the nearest, ties to even.
+DECOCT_DEVICE uint16_t float_to_half(float value) {
+  return __half_as_ushort(__float2half_rn(value));
+}
 
 // Lane l gives the address of 16 bytes, row l % 8 of matrix l / 8, and receives word l % 4 of row l / 4 of
 // each of the four 8 x 4 matrices.

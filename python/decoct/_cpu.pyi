@@ -170,3 +170,69 @@ def gradient_distance(
     threads: int,
     stream: int,
 ) -> None: ...
+
+class NormShape:
+    def __init__(
+        self,
+        *,
+        images: int,
+        channels: int,
+        groups: int,
+        height: int,
+        width: int,
+        pool_height: int,
+        pool_width: int,
+        relu: bool,
+        channels_last: bool,
+        epsilon: float,
+    ) -> None: ...
+
+def group_norm_workspace(op: str, shape: NormShape, dtype: str, threads: int) -> int: ...
+def group_norm(
+    *,
+    shape: NormShape,
+    x: Matrix,
+    weight: Matrix | None,
+    bias: Matrix | None,
+    mean: Matrix,
+    factor: Matrix,
+    out: Matrix,
+    workspace: Matrix,
+    threads: int,
+    stream: int,
+) -> None: ...
+def group_norm_grad(
+    *,
+    shape: NormShape,
+    x: Matrix,
+    weight: Matrix | None,
+    bias: Matrix | None,
+    mean: Matrix,
+    factor: Matrix,
+    grad: Matrix,
+    grad_x: Matrix | None,
+    grad_weight: Matrix | None,
+    grad_bias: Matrix | None,
+    workspace: Matrix,
+    threads: int,
+    stream: int,
+) -> None: ...
+def group_norm_second(
+    *,
+    shape: NormShape,
+    x: Matrix,
+    weight: Matrix | None,
+    bias: Matrix | None,
+    mean: Matrix,
+    factor: Matrix,
+    grad: Matrix | None,
+    tangent_x: Matrix | None,
+    tangent_weight: Matrix | None,
+    tangent_bias: Matrix | None,
+    out_grad: Matrix | None,
+    out_x: Matrix | None,
+    out_weight: Matrix | None,
+    workspace: Matrix,
+    threads: int,
+    stream: int,
+) -> None: ...

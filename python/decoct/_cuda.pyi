@@ -8,6 +8,21 @@ from decoct._cpu import (
     Matrix as Matrix,
 )
 from decoct._cpu import (
+    NormShape as NormShape,
+)
+from decoct._cpu import (
+    group_norm as group_norm,
+)
+from decoct._cpu import (
+    group_norm_grad as group_norm_grad,
+)
+from decoct._cpu import (
+    group_norm_second as group_norm_second,
+)
+from decoct._cpu import (
+    group_norm_workspace as group_norm_workspace,
+)
+from decoct._cpu import (
     info as info,
 )
 from decoct._cpu import (

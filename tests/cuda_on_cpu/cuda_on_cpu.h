@@ -205,6 +205,17 @@ inline float half_to_float(uint16_t bits) {
   if (exponent == 31) value = mantissa ? NAN : INFINITY;
   return std::copysign(value, bits >> 15 ? -1.0f : 1.0f);
 }
+// Ties go to even, as std::nearbyint's do. A half has 10 bits behind its first one, or multiples of 2^-24.
+inline uint16_t float_to_half(float value) {
+  const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+  if (std::isnan(value)) return 0x7fff;
+  const float size = std::fabs(value);
+  if (size >= 65520.0f) return sign | 0x7c00;
+  const int exponent = size < 0x1p-14f ? -14 : std::ilogb(size);
+  const int units = (int)std::nearbyint(std::ldexp(size, 10 - exponent));
+  // A carry out of the mantissa goes on into the exponent.
+  return (uint16_t)(sign | ((exponent + 14) * 1024 + units));
+}
 
 inline void load_matrices(uint32_t (&words)[4], const void* row,
                           Place place = DECOCT_PLACE("load_matrices")) {

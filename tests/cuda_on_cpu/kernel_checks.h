@@ -105,6 +105,8 @@ double unit_of(Precision precision) {
   return precision == Precision::highest ? 4e-6 : precision == Precision::high ? 0x1p-10 : 0x1p-7;
 }
 
+void test_norms();  // norm_test.cpp
+
 inline bool is_pointed(const Kernel& kernel) {
   return kernel.profile == Profile::laplacian || kernel.profile == Profile::energy;
 }

@@ -4,8 +4,7 @@
 //   kernels_test [--quick] [--only TEXT] [--launched FILE] [GROUP...]
 //
 // --quick: each kernel on few shapes. --only: cases with TEXT in their name. --launched: where to add the
-// launched kernels, as offsets from note_launch. Groups: small fused weights hvp matvec rows transport
-// gradients, all by default.
+// launched kernels, as offsets from note_launch. Groups: those of kGroups, all by default.
 #include <algorithm>
 #include <fstream>
 #include <set>
@@ -413,10 +412,15 @@ struct Group {
   const char* name;
   void (*test)();
 };
-const Group kGroups[] = {{"small", test_small},          {"fused", test_fused},
-                         {"weights", test_weights},      {"hvp", test_hvps},
-                         {"matvec", test_matvecs},       {"rows", test_rows},
-                         {"transport", test_transports}, {"gradients", test_lists}};
+const Group kGroups[] = {{"small", test_small},
+                         {"fused", test_fused},
+                         {"weights", test_weights},
+                         {"hvp", test_hvps},
+                         {"matvec", test_matvecs},
+                         {"rows", test_rows},
+                         {"transport", test_transports},
+                         {"gradients", test_lists},
+                         {"norm", test_norms}};
 
 std::set<const void*> launched;
 

@@ -1,5 +1,4 @@
-"""Puts the bugs of memory_mutants.py, number_mutants.py and gradient_mutants.py into copies of the CUDA
-kernels; the tests and sanitizers must catch each.
+"""Puts the bugs of *_mutants.py into copies of the CUDA kernels; the tests and sanitizers must catch each.
 
     python tests/cuda_on_cpu/mutants.py [TEXT]    TEXT: of the names of the mutants to try, default all
 
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import gradient_mutants
 import memory_mutants
+import norm_mutants
 import number_mutants
 from mutant import Mutant
 
@@ -42,7 +42,7 @@ CAUGHT = {
 FLAGS = ["-std=c++17", "-g1", "-w", "-pthread", f"-I{HERE}"]
 KERNEL = ["-x", "c++", "-include", str(HERE / "counted_launches.h"), "-DDECOCT_CUDA_ON_CPU"]
 KERNEL.append('-DDECOCT_CUDA_NAME="cuda_on_cpu"')
-UNCHECKED = {"kernels_test": ["-O2", "-fno-sanitize=all"]}
+UNCHECKED = {name: ["-O2", "-fno-sanitize=all"] for name in ("kernels_test", "norm_test")}
 
 
 def run(command: list[str]) -> None:
@@ -51,7 +51,7 @@ def run(command: list[str]) -> None:
 
 def sources() -> dict[str, Path]:
     """The program's sources by the names of their objects."""
-    others = [CUDA / "plan.cpp", ROOT / "csrc" / "sizes.cpp", HERE / "kernels_test.cpp"]
+    others = [CUDA / "plan.cpp", ROOT / "csrc" / "sizes.cpp", *(HERE / f"{name}.cpp" for name in UNCHECKED)]
     return {path.stem: path for path in [*sorted(CUDA.glob("*.cu")), *others]}
 
 
@@ -151,8 +151,9 @@ class Trial:
 
 
 def main(words: list[str]) -> int:
-    every = memory_mutants.MUTANTS + number_mutants.MUTANTS + gradient_mutants.MUTANTS
-    mutants = [m for m in every if not words or words[0] in m.name]
+    modules = gradient_mutants, memory_mutants, norm_mutants, number_mutants
+    known = [mutant for module in modules for mutant in module.MUTANTS]
+    mutants = [m for m in known if not words or words[0] in m.name]
     missing = missing_places(mutants)
     if missing:
         print("\n".join(missing))

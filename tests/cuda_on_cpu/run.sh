@@ -49,7 +49,7 @@ start compile emulation_test "$here/emulation_test.cpp"
 start compile plan "$csrc/cuda/plan.cpp"
 start compile sizes "$csrc/sizes.cpp"
 # The naive sums are much of the time and nothing of the kernels: without checks, and faster.
-start compile kernels_test "$here/kernels_test.cpp" -O2 -fno-sanitize=all
+for test in kernels_test norm_test; do start compile "$test" "$here/$test.cpp" -O2 -fno-sanitize=all; done
 wait_for_all
 mkdir "$build/emulation" && mv "$build/emulation_test.o" "$build/emulation"
 "$cxx" "${flags[@]}" "$build"/*.o -o "$build/kernels_test"
@@ -66,7 +66,7 @@ group() {
 }
 # The tests of the emulation choose their orders themselves.
 start env -u DECOCT_CUDA_ON_CPU_ORDER "$build/emulation_test"
-for name in transport small fused weights hvp matvec rows gradients; do start group "$name"; done
+for name in transport small fused weights hvp matvec rows norm gradients; do start group "$name"; done
 wait_for_all
 
 # Kernels of the program, as nm knows them, against those whose offsets were told.

@@ -26,6 +26,7 @@ void launch(void (*kernel)(Parameters...), const Launch& l, const Arguments&...)
 }  // namespace decoct::cuda
 
 #include "gradient_distance.cu"
+#include "norm.cu"
 #include "pairs_bfloat16.cu"
 #include "pairs_float64.cu"
 #include "pairs_tf32.cu"
@@ -76,6 +77,15 @@ void launch_others() {
   RowKernels<T>::pack_vectors(problem, {}, 1, 1, nullptr);
   RowKernels<T>::sums(problem, 1, nullptr, 1, nullptr);
   RowKernels<T>::finish(problem, {}, 1, nullptr);
+  for (const int side : {32, 200}) {
+    NormProblem norm{{1, 1, 1, side, side, 1, 1, true, false, 0}, {}, {}, {}, {}, {}};
+    norm.x.dtype = sizeof(T) == 8 ? DType::float64 : DType::float32;
+    T number{};
+    const Matrix one{&number, 1, 1, 1, norm.x.dtype};
+    group_norm({norm, one}, {});
+    group_norm_grad({norm, one, one, side == 32 ? one : Matrix{}, {}}, {});
+    group_norm_second({norm, one, one, {}, {}, one, one, {}}, {});
+  }
   Transport<T> transport{};
   if constexpr (sizeof(T) == 4) launch_transport<Differences>({problem, transport, 0, 1, false, nullptr});
   const TransportKernels<T> kernels{problem, transport, nullptr};

@@ -18,6 +18,8 @@ ARITHMETICS = {
     "Scalar<double>": "Float64",
     "Differences": "Differences",
 }
+# What a kernel's last argument, a truth value, means; by the start of its name.
+MEANINGS = {"norm_": ("kept", "again"), "gradient": ("second", "first"), "": ("gaussian", "others")}
 
 
 class Unreadable(Exception):
@@ -35,7 +37,7 @@ def short_name(demangled: str) -> str:
     for long, short in ARITHMETICS.items():
         arguments = arguments.replace(f"decoct::cuda::{long}", short)
     arguments = re.sub(r"\(decoct::cuda::Shape\)(\d)", lambda m: SHAPES.get(m[1], m[1]), arguments)
-    yes, no = ("second", "first") if match[1].startswith("gradient") else ("gaussian", "others")
+    yes, no = next((words for start, words in MEANINGS.items() if match[1].startswith(start)))
     arguments = arguments.replace(" true", f" {yes}").replace(" false", f" {no}")
     arguments = arguments.replace("decoct::cuda::", "")
     return f"{match[1]}<{arguments.strip()}>"

@@ -5,6 +5,7 @@
 
 #include "problem.h"
 
+void test_norm();
 void test_gradient_distance();
 void test_transport();
 
@@ -329,6 +330,7 @@ int main(int count, char** names) {
     test_poison(test);
   }
   test_segment_sums();
+  test_norm();
   test_gradient_distance();
   test_transport();
   test_refusals();

@@ -6,12 +6,13 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/isas.sh"
 for isa in "${!machine[@]}"; do
-  for source in engine gradient_distance; do
+  for unit in engine gradient_distance norm; do
     # shellcheck disable=SC2086
     "${CXX:-g++}" -std=c++17 -O1 -fPIC -DDECOCT_ISA="$isa" ${machine[$isa]} \
-      -c "$here/../../csrc/cpu/$source.cpp" -o "$1/${source}_$isa.o"
+      -c "$here/../../csrc/cpu/$unit.cpp" -o "$1/$unit-$isa.o"
   done
-  nm --defined-only --extern-only "$1"/*_"$isa".o | awk 'NF > 1 { print $NF }' | sort -u >"$1/$isa.symbols"
+  nm --defined-only --extern-only "$1"/*-"$isa.o" | awk '/:$/ || NF == 0 { next } { print $NF }' |
+    sort -u >"$1/$isa.symbols"
   grep -q "engine_$isa" "$1/$isa.symbols" || { echo "engine_$isa is not exported"; exit 1; }
 done
 shared=$(sort "$1"/*.symbols | uniq -d)

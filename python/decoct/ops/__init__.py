@@ -9,6 +9,7 @@ from decoct.ops.gradient_vector_product import gradient_vector_product, linear_h
 from decoct.ops.kernel_matvec import kernel_matvec
 from decoct.ops.kernel_mean import kernel_mean
 from decoct.ops.mmd import mmd
+from decoct.ops.norm import group_norm, instance_norm
 from decoct.ops.sinkhorn import SinkhornSolution, sinkhorn_divergence, sinkhorn_potentials
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "backends",
     "gradient_distance",
     "gradient_vector_product",
+    "group_norm",
+    "instance_norm",
     "kernel_matvec",
     "kernel_mean",
     "linear_head_gradients",

@@ -24,6 +24,7 @@ __all__ = [
     "offsets_or_uniform",
     "readable",
     "release_scratch",
+    "scratch",
 ]
 
 X, Y, A, B = 1, 2, 4, 8
@@ -163,7 +164,8 @@ KEPT_SCRATCH = 128 << 20
 _kept = threading.local()
 
 
-def _scratch(size: int, device: torch.device) -> Tensor:
+def scratch(size: int, device: torch.device) -> Tensor:
+    """Bytes for one call; on the CPU those of this thread's call before it."""
     if device.type != "cpu" or size > KEPT_SCRATCH:
         return torch.empty(size, dtype=torch.uint8, device=device)
     buffer: Tensor | None = getattr(_kept, "buffer", None)
@@ -208,13 +210,13 @@ class Execution:
             threads,
             x.device,
         )
-        scratch = _scratch(size, x.device)
+        kept = scratch(size, x.device)
         self._engine, self._device = engine, x.device
-        self._kept = host, layout, scratch
+        self._kept = host, layout, kept
         self._handle = engine.Execution(
             schedule=as_matrix(engine, host),
             device_schedule=as_matrix(engine, layout),
-            workspace=as_matrix(engine, scratch),
+            workspace=as_matrix(engine, kept),
             threads=threads,
             precision=precision(),
             stream=stream_of(x.device),

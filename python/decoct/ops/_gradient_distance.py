@@ -19,11 +19,11 @@ from torch import Tensor
 
 from decoct.ops import _transforms
 from decoct.ops._backend import (
-    _scratch,
     as_matrix,
     backend_for,
     compute_dtype,
     dtype_name,
+    scratch,
     stream_of,
 )
 from decoct.ops._registry import refuse, register
@@ -64,7 +64,7 @@ def _run(
     elements = sum(t.numel() for t in synthetic)
     out = [torch.empty(elements if need & side else 0, dtype=dtype, device=device) for side in (1, 2)]
     moved = (None, None) if tangents is None else tuple(t.contiguous() for t in tangents)
-    scratch = _scratch(size, device)
+    kept = scratch(size, device)
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         engine.gradient_distance(
             layout,
@@ -75,7 +75,7 @@ def _run(
             as_matrix(engine, moved[1]),
             as_matrix(engine, out[0]) if need & REAL else None,
             as_matrix(engine, out[1]) if need & SYNTHETIC else None,
-            as_matrix(engine, scratch),
+            as_matrix(engine, kept),
             torch.get_num_threads(),
             stream_of(device),
         )
@@ -176,7 +176,7 @@ def _folded(
     batch: int, dims: Sequence[int | None], settings: Sequence[Any], tensors: Sequence[Tensor]
 ) -> tuple[tuple[Any, ...], list[Tensor]]:
     """A batch of calls as one call with that many times the classes: they lie in memory as classes do."""
-    _transforms._refuse_tracing()
+    _transforms.refuse_tracing()
     shapes, classes, *rest = settings
     whole = [
         t.expand(batch, *t.shape) if dim is None else t.movedim(dim, 0)

@@ -26,7 +26,19 @@ from torch._C._functorch import (
 )
 from torch.autograd import forward_ad
 
-__all__ = ["active", "call", "fold", "forward", "needs_gradient", "public", "pushed_once", "run", "unfold"]
+__all__ = [
+    "active",
+    "call",
+    "fold",
+    "forward",
+    "needs_gradient",
+    "public",
+    "pushed_once",
+    "refuse_tracing",
+    "run",
+    "unfold",
+    "unwatched",
+]
 
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
@@ -35,7 +47,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _refuse_tracing() -> None:
+def refuse_tracing() -> None:
+    """Raises while torch.compile traces: it would lose the rules of transforms."""
     if torch.compiler.is_compiling():
         raise RuntimeError(
             "decoct's ops under torch.func cannot be traced by torch.compile; compile the function outside "
@@ -46,7 +59,7 @@ def _refuse_tracing() -> None:
 def active() -> bool:
     """True under torch.func or inside a forward-mode AD level."""
     if torch._C._are_functorch_transforms_active():
-        _refuse_tracing()
+        refuse_tracing()
         return True
     return forward_ad._current_level >= 0
 
@@ -190,7 +203,7 @@ def fold(layout: str, batch: int, dims: tuple[Any, ...], arguments: tuple[Any, .
     `layout` has a letter for each argument: r = rows or anything that has one entry for each row or segment,
     o = offsets, s = number of segments, - = the same for all calls.
     """
-    _refuse_tracing()
+    refuse_tracing()
     folded: list[Any] = []
     for letter, dim, argument in zip(layout, dims, arguments, strict=True):
         if argument is None or letter == "-":
