@@ -259,6 +259,38 @@ int64_t group_norm_workspace_bytes(NormOp op, const NormShape& shape, DType rows
 void group_norm(const NormArguments& arguments, const Execution& execution);
 void group_norm_grad(const NormGradArguments& arguments, const Execution& execution);
 void group_norm_second(const NormSecondArguments& arguments, const Execution& execution);
+
+// (count, channels, height, width) by strides of elements, none negative. Rows of tokens are images one pixel
+// high.
+struct Images {
+  void* data = nullptr;
+  int64_t count = 0, channels = 0, height = 0, width = 0;
+  int64_t strides[4] = {};
+  DType dtype = DType::float32;
+};
+
+struct Convolution {  // height first
+  int64_t kernel[2], stride[2], padding[2], dilation[2], groups;
+};
+
+// Weight and bias gradients of a convolution, summed over the images i of every segment c and over their
+// positions t, where patch k of t is what the kernel sees from there:
+//   weight_c[o, k] = sum_it w_i d_i[o, t] a_i[patch k of t],    bias_c[o] = sum_it w_i d_i[o, t]
+struct SegmentOuterArguments {
+  Images activations, gradients;  // a and d, of any floating-point types
+  Matrix weights;                 // w (N,); data == nullptr: ones
+  Convolution convolution;
+  const int64_t* offsets;  // (segments + 1), host memory
+  int64_t segments;
+  DType type;           // float64, or float32 for all others
+  Matrix weight, bias;  // (segments, outputs * patch), (segments, outputs); bias.data == nullptr: not wanted
+};
+
+// Pointers to numbers are not read.
+Plan plan_segment_outer(const SegmentOuterArguments& arguments, int threads);
+void check_segment_outer(const SegmentOuterArguments& arguments, int threads);
+void segment_outer(const SegmentOuterArguments& arguments, const Execution& execution);
+
 void sinkhorn(const SinkhornArguments& arguments, const Execution& execution);
 void kernel_sums(const SumsArguments& arguments, const Execution& execution);
 void kernel_sums_hvp(const HvpArguments& arguments, const Execution& execution);

@@ -43,4 +43,52 @@ void check_sizes(const Sizes& s) {
   check_offsets(s.y_offsets, s.segments, "y_offsets");
 }
 
+namespace {
+
+// Elements of one image are counted in 32 bits.
+void check_images(const Images& m, const char* name) {
+  const int64_t sizes[] = {m.count, m.channels, m.height, m.width};
+  int64_t last = 0;
+  for (int k = 0; k < 4; ++k) {
+    if (sizes[k] < 0 || m.strides[k] < 0)
+      throw std::invalid_argument(std::string(name) + ": sizes and strides must not be negative");
+    if (k == 0 || sizes[k] == 0) continue;
+    if (sizes[k] > INT32_MAX / 4 || (sizes[k] > 1 && m.strides[k] > INT32_MAX / 4 / (sizes[k] - 1)))
+      throw std::invalid_argument(std::string(name) + ": an image must be smaller than 2^29 elements");
+    last += (sizes[k] - 1) * m.strides[k];
+  }
+  if (last > INT32_MAX / 4)
+    throw std::invalid_argument(std::string(name) + ": an image must be smaller than 2^29 elements");
+}
+
+}  // namespace
+
+void check_segment_outer(const SegmentOuterArguments& a, int threads) {
+  const Images &in = a.activations, &out = a.gradients;
+  const Convolution& c = a.convolution;
+  if (a.segments < 0 || threads < 1)
+    throw std::invalid_argument("plan: sizes must not be negative, threads at least 1");
+  check_offsets(a.offsets, a.segments, "offsets");
+  check_images(in, "activations");
+  check_images(out, "gradients");
+  if (in.count != out.count || a.offsets[a.segments] != in.count || in.count > INT32_MAX / 4)
+    throw std::invalid_argument("gradients, offsets: expected the images of the activations");
+  if (c.groups < 1 || in.channels % c.groups || out.channels % c.groups)
+    throw std::invalid_argument("groups: expected a divisor of the channels");
+  for (int k = 0; k < 2; ++k) {
+    const int64_t most = INT32_MAX / 4, numbers[] = {c.kernel[k], c.stride[k], c.dilation[k]};
+    for (int64_t number : numbers)
+      if (number < 1 || number > most)
+        throw std::invalid_argument("kernel, stride and dilation must be positive");
+    if (c.padding[k] < 0 || c.padding[k] > most) throw std::invalid_argument("padding must not be negative");
+    const int64_t size = k ? in.width : in.height, made = k ? out.width : out.height;
+    const int64_t room = size + 2 * c.padding[k] - c.dilation[k] * (c.kernel[k] - 1) - 1;
+    if (room > most || c.dilation[k] * (c.kernel[k] - 1) > most ||
+        made != (room < 0 ? 0 : room / c.stride[k] + 1))
+      throw std::invalid_argument("gradients: expected the height and width that the convolution makes");
+  }
+  if (in.channels / c.groups * c.kernel[0] * c.kernel[1] > INT32_MAX / 4)
+    throw std::invalid_argument("kernel: too large");
+}
+
 }  // namespace decoct

@@ -10,6 +10,7 @@ import torch
 
 import decoct
 import gradients
+import layers
 import norms
 import transport
 from decoct import reference
@@ -235,6 +236,7 @@ OPS: dict[str, Op] = {
         *transport.OPS,
         *gradients.OPS,
         *norms.OPS,
+        *layers.OPS,
     )
 }
 CASES = [(op.name, sample.name) for op in OPS.values() for sample in op.samples()]

@@ -95,6 +95,8 @@ class Op:
     example: Callable[[], dict[str, Tensor]] | None = None  # of an op without clouds
     large: Callable[[], Sample] | None = None  # of an op without clouds: a call for several threads
     shorter: Callable[[Sample], Sample | None] = without_first  # a compiled sample in other sizes
+    same_bits: tuple[str, ...] | None = None  # results that no number of threads changes; None: all
+    any_order: bool = False  # derivatives of every order are offered
     result_as_input: bool = False  # results are in the dtype of the inputs, not in the one of computation
 
     def options(self, length: Any, variant: str | None = None) -> dict[str, Any]:

@@ -166,6 +166,9 @@ def test_gates_pass_good_rows() -> None:
         ("fused<Tf32, 64, others>", {"counts": {"LDSM": 0}}, "0 LDSM, at least 3"),
         ("pack<float>", {"counts": {"LDG.128": 0}}, "0 LDG.128, at least 1"),
         ("score<Tf32, narrow, gaussian>", {"counts": {"MUFU.EX2": 0}}, "0 MUFU.EX2, at least 1"),
+        ("outer<Tf32x3>", {"counts": {"HMMA TF32": 23}}, "23 HMMA TF32, at least 24"),
+        ("outer<Bfloat16>", {"counts": {"LDSM": 3}}, "3 LDSM, at least 4"),
+        ("combine<float>", {"registers": 63}, "63 registers, at most 62"),
         ("pack<float>", {"blocks": 0}, "does not fit"),
     ],
 )

@@ -46,12 +46,13 @@ def assert_same_bits(ours: dict[str, torch.Tensor], expected: dict[str, torch.Te
         assert torch.equal(ours[key], tensor), key
 
 
-@EVERY_OP
+@pytest.mark.parametrize("op", [op for op in OPS.values() if op.same_bits != ()], ids=lambda op: op.name)
 def test_thread_counts(op: Op) -> None:
-    """Bitwise the same with 1, 2 and 7 threads, and from run to run."""
+    """Bitwise the same with 1, 2 and 7 threads, and from run to run; torch's own operators may differ."""
     sample = large_sample(op)
     torch.set_num_threads(1)
     expected = results(op, sample)
+    expected = {key: expected[key] for key in op.same_bits or expected}
     for threads in (2, 7, 7, 1):
         torch.set_num_threads(threads)
         assert_same_bits(results(op, sample), expected)

@@ -1,5 +1,6 @@
 // The engine of one instruction set: compiled once for each, with -DDECOCT_ISA=generic|avx2|avx512 and its
 // flags.
+#include "class_gradients.h"
 #include "hvp.inl"
 #include "isa.h"
 #include "norm.h"
@@ -78,6 +79,6 @@ const Engine DECOCT_ENGINE(DECOCT_ISA) = {
     DECOCT_ISA::kernel_matvec,      DECOCT_ISA::run_segment_sums,  DECOCT_ISA::sinkhorn,
     DECOCT_ISA::run_mean_bandwidth, DECOCT_ISA::workspace_bytes,   DECOCT_ISA::group_norm,
     DECOCT_ISA::group_norm_grad,    DECOCT_ISA::group_norm_second, DECOCT_ISA::norm_workspace_bytes,
-    DECOCT_ISA::gradient_distance};
+    DECOCT_ISA::gradient_distance,  DECOCT_ISA::segment_outer,     DECOCT_ISA::segment_outer_bytes};
 }  // namespace cpu
 }  // namespace decoct

@@ -84,6 +84,19 @@ void group_norm_second(const NormSecondArguments& a, const Execution& e) {
 int64_t group_norm_workspace_bytes(NormOp op, const NormShape& shape, DType rows, int threads) {
   return cpu::engine().group_norm_workspace_bytes(op, shape, rows, threads);
 }
+void segment_outer(const SegmentOuterArguments& a, const Execution& e) {
+  cpu::engine().segment_outer(a, cpu::on_huge_pages(e));
+}
+Plan plan_segment_outer(const SegmentOuterArguments& a, int threads) {
+  check_segment_outer(a, threads);
+  Plan plan;
+  plan.schedule.resize(sizeof(ScheduleHeader) / 4);
+  auto& header = *(ScheduleHeader*)plan.schedule.data();
+  header.version = kScheduleVersion;
+  header.words = (int32_t)plan.schedule.size();
+  plan.workspace_bytes = cpu::engine().segment_outer_bytes(a) * threads;
+  return plan;
+}
 int64_t workspace_bytes(const Sizes& sizes, const int32_t* schedule, int64_t words) {
   const auto& header = *(const ScheduleHeader*)schedule;
   if (words < (int64_t)sizeof header / 4 || header.version != kScheduleVersion || header.words != words ||

@@ -18,6 +18,8 @@ struct Engine {
   void (*group_norm_second)(const NormSecondArguments&, const Execution&);
   int64_t (*group_norm_workspace_bytes)(NormOp, const NormShape&, DType, int);
   void (*gradient_distance)(const GradientArguments&);
+  void (*segment_outer)(const SegmentOuterArguments&, const Execution&);
+  int64_t (*segment_outer_bytes)(const SegmentOuterArguments&);  // of one thread
 };
 
 extern const Engine engine_generic;

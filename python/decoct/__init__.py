@@ -13,10 +13,12 @@ import logging
 from typing import Any
 
 from decoct import compat, kernels, ops, reference
+from decoct.capture import Capture, Pair, capture
 from decoct.losses import GradientMatchingLoss, MMDLoss, SinkhornLoss
 from decoct.ops import (
     SinkhornSolution,
     apply_plan,
+    class_gradients,
     gradient_distance,
     gradient_vector_product,
     group_norm,
@@ -35,12 +37,16 @@ from decoct.segments import Segments
 __version__ = "0.1.0"
 
 __all__ = [
+    "Capture",
     "GradientMatchingLoss",
     "MMDLoss",
+    "Pair",
     "Segments",
     "SinkhornLoss",
     "SinkhornSolution",
     "apply_plan",
+    "capture",
+    "class_gradients",
     "compat",
     "gradient_distance",
     "gradient_vector_product",

@@ -236,3 +236,21 @@ def group_norm_second(
     threads: int,
     stream: int,
 ) -> None: ...
+
+class Images:
+    def __init__(self, pointer: int, sizes: list[int], strides: list[int], dtype: str) -> None: ...
+
+def plan_segment_outer(
+    *, activations: Images, gradients: Images, offsets: Matrix, convolution: list[int], threads: int
+) -> tuple[npt.NDArray[np.int32], int]: ...
+def segment_outer(
+    *,
+    activations: Images,
+    gradients: Images,
+    weights: Matrix | None,
+    offsets: Matrix,
+    convolution: list[int],
+    weight: Matrix,
+    bias: Matrix | None,
+    execution: Execution,
+) -> None: ...

@@ -2,6 +2,9 @@ from decoct._cpu import (
     Execution as Execution,
 )
 from decoct._cpu import (
+    Images as Images,
+)
+from decoct._cpu import (
     Kernel as Kernel,
 )
 from decoct._cpu import (
@@ -42,6 +45,12 @@ from decoct._cpu import (
 )
 from decoct._cpu import (
     plan as plan,
+)
+from decoct._cpu import (
+    plan_segment_outer as plan_segment_outer,
+)
+from decoct._cpu import (
+    segment_outer as segment_outer,
 )
 from decoct._cpu import (
     segment_sums as segment_sums,

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from decoct._reference_gradients import gradient_distance
+from decoct._reference_layers import class_gradients, group_norm, instance_norm, segment_outer
 from decoct.kernels import Kernel, resolve
 from decoct.ops.sinkhorn import SinkhornSolution
 from decoct.segments import host_offsets
 
 __all__ = [
     "apply_plan",
+    "class_gradients",
     "gradient_distance",
     "group_norm",
     "instance_norm",
@@ -30,6 +32,7 @@ __all__ = [
     "mean_bandwidth",
     "median_bandwidth",
     "mmd",
+    "segment_outer",
     "sinkhorn_divergence",
     "sinkhorn_potentials",
 ]
@@ -457,34 +460,3 @@ def apply_plan(
     if x.dim() == 3:
         return torch.stack(products) if products else v.new_zeros((0, rows.shape[1], *v.shape[2:]))
     return torch.cat(products) if products else v.new_zeros((0, *v.shape[1:]))
-
-
-def group_norm(
-    x: Tensor,
-    groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    epsilon: float = 1e-5,
-    activation: str | None = None,
-    pool: int = 1,
-) -> Tensor:
-    """Twin of :func:`decoct.group_norm`."""
-    rows = x.reshape(x.shape[0], groups, x.numel() // max(x.shape[0] * groups, 1))
-    centred = rows - rows.mean(-1, keepdim=True)
-    out = (centred / (centred.square().mean(-1, keepdim=True) + epsilon).sqrt()).reshape(x.shape)
-    channels = (-1, *[1] * (x.dim() - 2))
-    if weight is not None:
-        out = out * weight.reshape(channels)
-    if bias is not None:
-        out = out + bias.reshape(channels)
-    if activation == "relu":
-        out = out.relu()
-    for axis in range(2, x.dim()) if pool > 1 else ():
-        out = out.unfold(axis, pool, pool).mean(-1)
-    return out
-
-
-def instance_norm(x: Tensor, *parameters: Tensor | None, **options: Any) -> Tensor:
-    """Twin of :func:`decoct.instance_norm`."""
-    return group_norm(x, x.shape[1], *parameters, **options)

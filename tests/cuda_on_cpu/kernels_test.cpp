@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "gradient_checks.h"
+#include "layer_checks.h"
 #include "transport_checks.h"
 
 using namespace cases;
@@ -412,15 +413,10 @@ struct Group {
   const char* name;
   void (*test)();
 };
-const Group kGroups[] = {{"small", test_small},
-                         {"fused", test_fused},
-                         {"weights", test_weights},
-                         {"hvp", test_hvps},
-                         {"matvec", test_matvecs},
-                         {"rows", test_rows},
-                         {"transport", test_transports},
-                         {"gradients", test_lists},
-                         {"norm", test_norms}};
+const Group kGroups[] = {{"small", test_small},    {"fused", test_fused},          {"weights", test_weights},
+                         {"hvp", test_hvps},       {"matvec", test_matvecs},       {"rows", test_rows},
+                         {"norm", test_norms},     {"transport", test_transports}, {"layers", test_layers},
+                         {"gradients", test_lists}};
 
 std::set<const void*> launched;
 

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gradient_mutants
+import layer_mutants
 import memory_mutants
 import norm_mutants
 import number_mutants
@@ -151,7 +152,7 @@ class Trial:
 
 
 def main(words: list[str]) -> int:
-    modules = gradient_mutants, memory_mutants, norm_mutants, number_mutants
+    modules = gradient_mutants, layer_mutants, memory_mutants, norm_mutants, number_mutants
     known = [mutant for module in modules for mutant in module.MUTANTS]
     mutants = [m for m in known if not words or words[0] in m.name]
     missing = missing_places(mutants)

@@ -40,7 +40,9 @@ from sass import Kernel, Unreadable
 from throughput import Prediction
 
 CAPABILITIES = (80, 90)
-KERNELS_AT_MOST = 117  # 65 over pairs, which take the time to compile, 22 over rows, 14 over images, 16 lists
+KERNELS_AT_MOST = (
+    123  # 65 over pairs, which take the time to compile, 22 over rows, 20 over images, 16 over lists
+)
 WARPS_OF_MULTIPROCESSOR = 64
 
 # Most registers a thread, by the first pattern that fits: a little above what they have. A multiprocessor
@@ -73,6 +75,9 @@ CEILINGS = {
     "box<*>": 96,
     "begin<*>": 72,
     "end<*>": 144,
+    "outer<Float64>": 168,
+    "outer<*>": 240,
+    "combine<*>": 62,
     "pack<*>": 184,
     "finish<*>": 156,
     "anchor<*>": 62,
@@ -113,14 +118,14 @@ def expected_kernels() -> list[str]:
         names += [f"score<{arithmetic}, {s}, {p}>" for s in shapes for p in ("gaussian", "others")]
         names += [f"product<{arithmetic}, {s}>" for s in dict.fromkeys([*shapes, "medium"])]
         names.append(f"hvp<{arithmetic}, medium>")
-        names.append(f"transport<{arithmetic}>")
+        names += [f"transport<{arithmetic}>", f"outer<{arithmetic}>"]
         widths = [] if double else [32, 64, 128, 256]
         names += [f"fused<{arithmetic}, {w}, {p}>" for w in widths for p in ("gaussian", "others")]
     for number, widest in (("float", 16), ("double", 8)):
         names += [f"small<{number}, {p}, {w}>" for p in ("gaussian", "others") for w in (4, widest)]
         rows = ("anchor", "pack", "pack_tangents", "pack_vectors", "segment_sums", "finish")
         names += [f"{kind}<{number}>" for kind in rows]
-        names += [f"{kind}<{number}>" for kind in ("box", "begin", "kept", "step", "end")]
+        names += [f"{kind}<{number}>" for kind in ("box", "begin", "kept", "step", "end", "combine")]
         names += [
             f"norm_{kind}<{number}, {k}>" for kind in ("value", "grad", "second") for k in ("kept", "again")
         ]
@@ -175,10 +180,10 @@ def least_counts(name: str) -> dict[str, int]:
     kind = name.partition("<")[0]
     arguments = name.partition("<")[2].rstrip(">").split(", ")
     least: dict[str, int] = {}
-    tensor = kind in ("score", "fused", "product", "hvp", "transport")
+    tensor = kind in ("score", "fused", "product", "hvp", "transport", "outer")
     if tensor and arguments[0] not in ("Float64", "Differences"):
         fused = kind == "fused"
-        shape = "square" if kind == "transport" else arguments[1]
+        shape = "square" if kind in ("transport", "outer") else arguments[1]
         tile = throughput.fused_tile(int(shape)) if fused else throughput.SCORE_TILES[shape]
         products = tile[2] * tile[3] * (3 if arguments[0] == "Tf32x3" else 1)
         ours, other = ("HMMA BF16", "HMMA TF32") if arguments[0] == "Bfloat16" else ("HMMA TF32", "HMMA BF16")

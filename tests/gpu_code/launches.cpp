@@ -25,6 +25,7 @@ void launch(void (*kernel)(Parameters...), const Launch& l, const Arguments&...)
 
 }  // namespace decoct::cuda
 
+#include "class_gradients.cu"
 #include "gradient_distance.cu"
 #include "norm.cu"
 #include "pairs_bfloat16.cu"
@@ -94,6 +95,16 @@ void launch_others() {
   kernels.kept(1, kMostKeptRows, 1);
   kernels.step(1, 1);
   kernels.end(1, 1);
+  OuterProblem<T> outer{};
+  outer.groups = outer.output_tiles = outer.patch_tiles = outer.slab_stride = 1;
+  launch_combine<T>(outer, 1, nullptr);
+  if constexpr (sizeof(T) == 8) {
+    launch_outer<Scalar<double>>(outer, 1, nullptr);
+  } else {
+    launch_outer<Tf32>(outer, 1, nullptr);
+    launch_outer<Tf32x3>(outer, 1, nullptr);
+    launch_outer<Bfloat16>(outer, 1, nullptr);
+  }
 }
 
 void launch_gradients() {

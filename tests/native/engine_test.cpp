@@ -8,6 +8,7 @@
 void test_norm();
 void test_gradient_distance();
 void test_transport();
+void test_layers();
 
 namespace {
 
@@ -333,6 +334,7 @@ int main(int count, char** names) {
   test_norm();
   test_gradient_distance();
   test_transport();
+  test_layers();
   test_refusals();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed ? 1 : 0;

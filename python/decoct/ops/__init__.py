@@ -4,6 +4,7 @@ compiled engine of the tensors' device in `backends`."""
 from decoct.ops._backend import backends, release_scratch
 from decoct.ops.apply_plan import apply_plan
 from decoct.ops.bandwidth import mean_bandwidth, median_bandwidth
+from decoct.ops.class_gradients import class_gradients
 from decoct.ops.gradient_distance import gradient_distance
 from decoct.ops.gradient_vector_product import gradient_vector_product, linear_head_gradients
 from decoct.ops.kernel_matvec import kernel_matvec
@@ -16,6 +17,7 @@ __all__ = [
     "SinkhornSolution",
     "apply_plan",
     "backends",
+    "class_gradients",
     "gradient_distance",
     "gradient_vector_product",
     "group_norm",

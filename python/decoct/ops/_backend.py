@@ -210,8 +210,22 @@ class Execution:
             threads,
             x.device,
         )
-        kept = scratch(size, x.device)
-        self._engine, self._device = engine, x.device
+        self._start(engine, x.device, host, layout, size, threads)
+
+    @classmethod
+    def of_plan(
+        cls, engine: Any, device: torch.device, host: Tensor, layout: Tensor, size: int, threads: int
+    ) -> Execution:
+        """Of a schedule that is there already: on the host, on the device, and the bytes of its scratch."""
+        execution = cls.__new__(cls)
+        execution._start(engine, device, host, layout, size, threads)
+        return execution
+
+    def _start(
+        self, engine: Any, device: torch.device, host: Tensor, layout: Tensor, size: int, threads: int
+    ) -> None:
+        kept = scratch(size, device)
+        self._engine, self._device = engine, device
         self._kept = host, layout, kept
         self._handle = engine.Execution(
             schedule=as_matrix(engine, host),
@@ -219,7 +233,7 @@ class Execution:
             workspace=as_matrix(engine, kept),
             threads=threads,
             precision=precision(),
-            stream=stream_of(x.device),
+            stream=stream_of(device),
         )
 
     def run(self, name: str, **arguments: Any) -> None:
