@@ -182,7 +182,7 @@ def test_bad_data_is_one_line_and_leaves_nothing(here, capsys, changes, says):
         (["mine.npz", "--method", "dm", "--kernel", "gaussian"], "belongs to --method mmd"),
         (["mine.npz", "--blur", "0.1"], "belongs to --method sinkhorn"),
         (["mine.npz", "--method", "sinkhorn", "--reach", "0"], "positive"),
-        (["mine.npz", "--method", "sinkhorn", "--bandwidth", "2"], "belong to --method mmd"),
+        (["mine.npz", "--method", "sinkhorn", "--bandwidth", "2"], "belongs to --method mmd"),
         (["mine.npz", "--label", "kind"], "label"),
         (["mine.npz", "--resume"], "no run to continue"),
         (["mine.npz", "--out", "full"], "--resume"),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["STRATEGIES", "Augmentation", "View"]
+__all__ = ["STRATEGIES", "Augmentation", "View", "cutmix"]
 
 STRATEGIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
@@ -127,7 +127,7 @@ class Augmentation:
 
     def _crop(self, x: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        down, right = (round(side * self.crop) for side in (height, width))
+        down, right = (_pixels(side * self.crop) for side in (height, width))
         x = F.pad(x, (right, right, down, down), value=self.fill)
         # The first row and column of the window on the padded image: large draws move content down and right.
         row, column = (
@@ -143,7 +143,7 @@ class Augmentation:
         outside = []
         for dim, draw in ((2, first), (3, second)):
             side = x.shape[dim]
-            length = round(side * self.cutout)
+            length = _pixels(side * self.cutout)
             begin = (draw * (side + (1 - length % 2))).long() - length // 2
             place = torch.arange(side, device=x.device).view(-1, *[1] * (3 - dim))
             outside.append((place < begin) | (place >= begin + length))
@@ -174,6 +174,32 @@ class Augmentation:
         moved = F.grid_sample(stacked, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         moved = moved.reshape(count, channels, height, width)
         return moved + self.fill if self.fill else moved
+
+
+def cutmix(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Paste one random rectangle of other rows into every row, and mix the labels by its share of the area.
+
+    x: images (N, C, H, W); y: (N, C) soft labels. The pasted share is uniform in [0, 1), before the rectangle
+    is cut off at the border (Yun et al., ICCV 2019, arXiv 1905.04899, with beta 1).
+    """
+    height, width = x.shape[-2:]
+    share, row, column = torch.rand(3, generator=generator).tolist()
+    partner = torch.randperm(len(x), generator=generator).to(x.device)
+    down, right = int(height * share**0.5), int(width * share**0.5)
+    top, left = int(height * row) - down // 2, int(width * column) - right // 2
+    window = (
+        slice(max(top, 0), min(top + down, height)),
+        slice(max(left, 0), min(left + right, width)),
+    )
+    mixed = x.clone()
+    mixed[:, :, window[0], window[1]] = x[partner][:, :, window[0], window[1]]
+    pasted = mixed[0, 0, window[0], window[1]].numel() / (height * width)
+    return mixed, y * (1 - pasted) + y[partner] * pasted
+
+
+def _pixels(length: float) -> int:
+    """To the next whole number, halves up as the published transforms do."""
+    return math.floor(length + 0.5)
 
 
 def _linear_maps(*entries: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
 
 from decoct.ops.norm import group_norm
 
@@ -19,7 +20,8 @@ def reset(net: nn.Module, generator: torch.Generator | None = None) -> nn.Module
     """Draw all weights of `net` anew, in place, from `generator` (torch's global one by default).
 
     Convolutions and linear layers get torch's own default distribution, uniform on
-    ``[-1/sqrt(fan_in), 1/sqrt(fan_in)]`` for weight and bias; normalisations get ones and zeros.
+    ``[-1/sqrt(fan_in), 1/sqrt(fan_in)]`` for weight and bias; normalisations get ones and zeros, and forget
+    their running statistics.
     Raises TypeError for a layer with parameters of another kind.
     """
     with torch.no_grad():
@@ -29,10 +31,12 @@ def reset(net: nn.Module, generator: torch.Generator | None = None) -> nn.Module
                 bound = 1 / math.sqrt(max(layer.weight[0].numel(), 1))
                 for parameter in own:
                     parameter.uniform_(-bound, bound, generator=generator)
-            elif isinstance(layer, (nn.GroupNorm, nn.LayerNorm)):
-                if own:
-                    layer.weight.fill_(1)
-                    layer.bias.fill_(0)
+            elif isinstance(layer, (nn.GroupNorm, nn.LayerNorm, _NormBase)):
+                for parameter, value in ((layer.weight, 1), (layer.bias, 0)):
+                    if parameter is not None:
+                        parameter.fill_(value)
+                if isinstance(layer, _NormBase):
+                    layer.reset_running_stats()
             elif own:
                 raise TypeError(
                     f"reset: layer {name!r} is a {type(layer).__name__}, expected convolution, linear or norm"

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..condense import Condenser, Synthetic, checkpoint, export
-from ..condense.recipes import METHODS, Recipe, condenser, default_recipe
+from ..condense import Condenser, MultiFormation, Synthetic, checkpoint, export
+from ..condense.recipes import GRADIENT_METHODS, METHODS, Recipe, condenser, default_recipe
 from ..objectives import PublicSource, counts_to_offsets, seeded
 from ..tasks import ClassificationTask, Dataset, load
 from ..tasks.selection import SELECTIONS
 from ..tasks.training import PROTOCOLS
 from ._budgets import Budget, parse_budgets
 from ._shared import check_writable, progress_bar, set_threads
-from .evaluate import EvaluationSettings, command_line, evaluate_run
+from .evaluate import NOT_MIRRORED, EvaluationSettings, command_line, evaluate_run
 
 __all__ = ["register"]
 
@@ -34,6 +34,20 @@ INITIAL = {
 KERNELS = (
     "gaussian", "laplacian", "energy", "inverse_multiquadric", "rational_quadratic", "polynomial", "linear",
 )  # fmt: skip
+METRICS = ("row_cosine", "sse", "l1")
+DISTRIBUTION_METHODS = tuple(method for method in METHODS if method not in GRADIENT_METHODS)
+# Options that belong to some methods alone.
+BELONGS = {
+    "kernel": ("mmd",),
+    "bandwidth": ("mmd", "dm"),
+    "blur": ("sinkhorn",),
+    "reach": ("sinkhorn",),
+    "features": DISTRIBUTION_METHODS,
+    "bf16": DISTRIBUTION_METHODS,
+    "metric": GRADIENT_METHODS,
+    "outer": GRADIENT_METHODS,
+    "inner": GRADIENT_METHODS,
+}
 RUN_FILE, CHECKPOINT = "run.json", "checkpoint.pt"
 SNAPSHOTS = 4
 
@@ -52,7 +66,9 @@ def register(subparsers: Any) -> None:
         "--method",
         choices=sorted(METHODS),
         default="mmd",
-        help="discrepancy that is minimised (default: mmd)",
+        help="what is matched: distributions (mmd, the default; dm, sinkhorn), or a network's gradients (dc; "
+        "dsa, the same under random views; idc, with networks trained on real rows and images that hold "
+        "several)",
     )
     add("--kernel", choices=KERNELS, help="kernel of --method mmd (default: gaussian, five lengths)")
     add("--bandwidth", type=_bandwidth, help="length of the kernel: a number, mean (default) or median")
@@ -66,6 +82,25 @@ def register(subparsers: Any) -> None:
         "--features",
         help="where to compare: identity, convnet (random networks; an MLP on vectors), both, "
         "or weights, as in identity=0.1,convnet=1",
+    )
+    add("--metric", choices=METRICS, help="distance of gradients (default: row_cosine; l1 for idc)")
+    add(
+        "--outer",
+        type=int,
+        help="of dc, dsa and idc: steps that one network serves (default: as many as rows per class, at most "
+        "50; 100 for idc)",
+    )
+    add(
+        "--inner",
+        type=int,
+        help="of dc, dsa and idc: epochs of the network's training after each of them (default: 500 over "
+        "--outer, at most 50; 1 for idc)",
+    )
+    add(
+        "--factor",
+        type=int,
+        help="every image holds FACTOR x FACTOR smaller ones, on which learners are trained at full size "
+        "(default: 1; 2 for idc)",
     )
     add(
         "--ipc",
@@ -138,14 +173,15 @@ def run(arguments: argparse.Namespace) -> int:
         home = folder / budget.name
         _condense(budget, loop, home, arguments.quiet)
         x, y = loop.synthetic.rows()
+        stored = None if loop.synthetic.rows_per_point == 1 else loop.synthetic.stored()
         made = {
             **facts,
             "loop": loop.metadata(),
             "counts": list(budget.counts),
             "seconds": round(loop.seconds, 3),
         }
-        export.write(home, x, y, made, initial=initial)
-        snapshots[len(x)] = [
+        export.write(home, x, y, made, initial=initial, stored=stored)
+        snapshots[sum(budget.counts)] = [
             *((seconds, rows, y) for _, seconds, rows in loop.snapshots),
             (loop.seconds, x, y),
         ]
@@ -157,17 +193,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _recipe(arguments: argparse.Namespace, dataset: Dataset) -> Recipe:
-    recipe = default_recipe(arguments.method, dataset.shape)
-    for name in ("blur", "reach"):
-        if arguments.method != "sinkhorn" and getattr(arguments, name) is not None:
-            raise ValueError(f"--{name} belongs to --method sinkhorn, got --method {arguments.method}")
-    if arguments.method == "sinkhorn" and (arguments.kernel or arguments.bandwidth) is not None:
-        raise ValueError("--kernel and --bandwidth belong to --method mmd, got --method sinkhorn")
-    if arguments.method == "dm" and arguments.kernel not in (None, "linear"):
-        raise ValueError(
-            f"--kernel belongs to --method mmd; dm has the linear kernel, got {arguments.kernel}"
-        )
-    names = ("kernel", "bandwidth", "blur", "reach", "steps", "lr", "batch_real", "init", "augment", "bf16")
+    method = arguments.method
+    for name, methods in BELONGS.items():
+        given = getattr(arguments, name)
+        if given is None or method in methods or (method, name, given) == ("dm", "kernel", "linear"):
+            continue
+        raise ValueError(f"--{name} belongs to --method {' or '.join(methods)}, got --method {method}")
+    flip = dataset.name not in NOT_MIRRORED
+    recipe = default_recipe(method, dataset.shape, flip=flip)
+    names = (
+        *("kernel", "bandwidth", "blur", "reach", "metric", "outer", "inner", "factor"),
+        *("steps", "lr", "batch_real", "init", "augment", "bf16"),
+    )
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.updates is not None:
         changes["updates"] = arguments.updates.replace("-", "_")
@@ -176,6 +213,10 @@ def _recipe(arguments: argparse.Namespace, dataset: Dataset) -> Recipe:
     recipe = recipe.replace(**changes)
     if recipe.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {recipe.steps}")
+    if recipe.outer is not None and recipe.outer < 1:
+        raise ValueError(f"--outer must be at least 1, got {recipe.outer}")
+    if recipe.factor < 1 or (recipe.factor > 1 and dataset.kind != "image"):
+        raise ValueError(f"--factor must be at least 1, and 1 where rows are no images, got {recipe.factor}")
     if recipe.lr is not None and not recipe.lr > 0:
         raise ValueError(f"--lr must be positive, got {recipe.lr}")
     return recipe
@@ -186,20 +227,34 @@ def _prepare(
 ) -> tuple[Condenser, Tensor]:
     """The loop of one budget, resumed where that is wanted and there is a checkpoint; its starting rows."""
     offsets = counts_to_offsets(budget.counts)
+    counts = [count * recipe.factor**2 for count in budget.counts]
+    short = [
+        name
+        for name, count, have in zip(dataset.classes, counts, dataset.counts, strict=True)
+        if count > have
+    ]
+    if short and recipe.factor > 1:
+        raise ValueError(
+            f"--factor {recipe.factor} needs {max(counts)} rows a class to begin with, {short[0]!r} has fewer"
+        )
     if recipe.init == "noise":
-        start = torch.randn(int(offsets[-1]), *dataset.shape, generator=seeded(arguments.seed, "noise"))
+        start = torch.randn(sum(counts), *dataset.shape, generator=seeded(arguments.seed, "noise"))
     else:
-        start, _ = SELECTIONS[INITIAL[recipe.init]](dataset, budget.counts, arguments.seed)
+        start, _ = SELECTIONS[INITIAL[recipe.init]](dataset, counts, arguments.seed)
     low, high = (
         ((torch.tensor(bound) - dataset.mean) / dataset.std).reshape(-1, *[1] * (len(dataset.shape) - 1))
         for bound in dataset.value_range
     )
-    synthetic = Synthetic(
-        start,
-        offsets,
-        lr=recipe.learning_rate(budget.counts),
-        value_range=(low, high) if recipe.clip else None,
+    options: dict[str, Any] = {
+        "lr": recipe.learning_rate(budget.counts),
+        "value_range": (low, high) if recipe.clip else None,
+    }
+    synthetic = (
+        Synthetic(start, offsets, **options)
+        if recipe.factor == 1
+        else MultiFormation.from_rows(start, offsets, factor=recipe.factor, **options)
     )
+    start, _ = synthetic.stored()
     loop = condenser(
         recipe,
         synthetic,

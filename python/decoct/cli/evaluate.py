@@ -17,7 +17,7 @@ from torch import Tensor
 from .._extras import require
 from ..condense import export, report
 from ..tasks import Dataset, Results, load
-from ..tasks.classification import compare, full_data, plain_selections
+from ..tasks.classification import Entry, compare, full_data, plain_selections
 from ..tasks.journal import Journal
 from ..tasks.learners import LEARNERS, default_learners
 from ..tasks.results import learner_label
@@ -184,19 +184,20 @@ def evaluate_run(
     seeds_of_full = range(settings.first_seed, settings.first_seed + full_seeds)
     quick = replace(settings, protocol="quick").training(dataset)
 
-    judged: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    judged: dict[str, list[Entry]] = {}
     with progress_bar("selecting", quiet) as progress:
         for done, item in enumerate(sets.values()):
-            progress(done, len(sets), f"{len(item.x)} rows")
+            progress(done, len(sets), f"{len(item.kept[0])} rows")
+            kept, kept_y = item.kept
             judged.setdefault(f"condensed, {item.metadata.get('method', 'unnamed')}", []).append(
-                (item.x, item.y)
+                (item.x, item.y, len(kept))
             )
             for name, chosen in plain_selections(
-                dataset, _counts(item.y, dataset), range(settings.selection_seeds)
+                dataset, _counts(kept_y, dataset), range(settings.selection_seeds)
             ).items():
                 judged.setdefault(name, []).extend(chosen)
     if seeds_of_full:
-        judged.update(full_data(dataset))
+        judged |= {name: list(chosen) for name, chosen in full_data(dataset).items()}
     try:
         with progress_bar("evaluating", quiet) as progress:
             results = compare(
@@ -290,7 +291,7 @@ def _read_sets(folder: Path) -> dict[str, export.Condensed]:
             f"evaluate: {folder} holds no condensed set ({export.FILE}), nor does a folder in it"
         )
     sets = {home.name: export.read(home) for home in homes}
-    return dict(sorted(sets.items(), key=lambda item: len(item[1].x)))
+    return dict(sorted(sets.items(), key=lambda item: len(item[1].kept[0])))
 
 
 def _counts(y: Tensor, dataset: Dataset) -> list[int]:
@@ -352,8 +353,9 @@ def _write_report(
     if dataset.kind == "image":
         for item in sets.values():
             before = None if item.initial is None else dataset.pictures(item.initial)
-            title = f"{len(item.x)} {results.unit}"
-            pictures.append(report.Pictures(title, before, dataset.pictures(item.x), item.y, dataset.classes))
+            kept, kept_y = item.kept
+            title = f"{len(kept)} {results.unit}"
+            pictures.append(report.Pictures(title, before, dataset.pictures(kept), kept_y, dataset.classes))
     metadata: dict[str, Any] = {}
     for name, item in sets.items():
         shared = {

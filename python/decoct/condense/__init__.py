@@ -1,7 +1,16 @@
 """The loop that turns real data and an objective into a small synthetic set."""
 
 from .condenser import Condenser, Phase, Record
-from .pool import FreshNetworks, Pool
-from .synthetic import Synthetic
+from .pool import FreshNetworks, Pool, TrainedNetworks
+from .synthetic import MultiFormation, Synthetic
 
-__all__ = ["Condenser", "FreshNetworks", "Phase", "Pool", "Record", "Synthetic"]
+__all__ = [
+    "Condenser",
+    "FreshNetworks",
+    "MultiFormation",
+    "Phase",
+    "Pool",
+    "Record",
+    "Synthetic",
+    "TrainedNetworks",
+]

@@ -158,6 +158,8 @@ class Condenser:
                     for name, value in narrow.terms.items():
                         context.terms[name] = context.terms.get(name, torch.zeros(())) + value
         if self.pool is not None:
+            with torch.no_grad():
+                context.synthetic = self.synthetic()
             self.pool.advance(context)
         self._accumulate(phase, done + 1)
         self.step_count += 1
@@ -259,7 +261,7 @@ class Condenser:
                 if isinstance(getattr(module, "chunk", None), int)
             ],
             "absent_groups": "left out: no cost, no gradient",
-            "network": None if self.pool is None else type(self.pool).__name__,
+            "network": None if self.pool is None else self.pool.settings(),
         }
 
     def _named_rates(self) -> Iterator[tuple[dict[str, Any], float]]:

@@ -32,7 +32,8 @@ PUBLISHED_LR = 0.01
 class Condensed:
     """A condensed set as read from a folder: rows x, labels y, learned learning rate or None, and metadata.
 
-    initial: the rows from which condensation began, or None where they were not kept.
+    initial: the rows from which condensation began, or None where they were not kept. stored, stored_y: what
+    has to be kept of a set whose rows are decoded from fewer ones, else None; `kept` is right for both.
     """
 
     x: Tensor
@@ -40,6 +41,15 @@ class Condensed:
     lr: float | None
     metadata: dict[str, Any] = field(default_factory=dict)
     initial: Tensor | None = None
+    stored: Tensor | None = None
+    stored_y: Tensor | None = None
+
+    @property
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """What the set costs to keep: the stored rows and their labels."""
+        if self.stored is None or self.stored_y is None:
+            return self.x, self.y
+        return self.stored, self.stored_y
 
 
 def write(
@@ -50,22 +60,30 @@ def write(
     lr: float | Tensor | None = None,
     *,
     initial: Tensor | None = None,
+    stored: tuple[Tensor, Tensor] | None = None,
 ) -> Path:
     """Write a condensed set into `folder` (made where missing); returns the path of the safetensors file.
 
     x: (M, ...) rows, normalised as the networks see them; y: (M,) class ids or (M, C) soft labels.
     metadata: plain values (method, seed, command, data hashes ...); versions, shapes and the SHA-256 of
-    every tensor are added. lr: a learned learning rate. initial: rows before condensation, for pictures.
+    every tensor are added. lr: a learned learning rate. stored: where the rows x are decoded from fewer ones,
+    those and their labels. initial: what is stored, before condensation, for pictures.
 
     Beside ``condensed.safetensors`` stand ``images.pt``, ``labels.pt`` and ``lr.pt``: plain tensors for
-    ``torch.load(..., weights_only=True)``; without a learned rate lr.pt holds 0.01. Each file is written
+    ``torch.load(..., weights_only=True)``; without a learned rate lr.pt holds 0.01. With stored rows there
+    are ``stored.pt`` and ``stored_labels.pt``, too. Each file is written
     under a temporary name and renamed, the safetensors file last. Raises ValueError where x and y disagree
     or x is not finite.
     """
     if len(x) != len(y):
         raise ValueError(f"export: y must have {len(x)} rows as x has, got {tuple(y.shape)}")
-    if initial is not None and initial.shape != x.shape:
-        raise ValueError(f"export: initial must be {tuple(x.shape)} as x is, got {tuple(initial.shape)}")
+    kept, kept_y = (x, y) if stored is None else stored
+    if len(kept) != len(kept_y):
+        raise ValueError(f"export: stored must hold {len(kept)} labels as it has rows, got {len(kept_y)}")
+    if initial is not None and initial.shape != kept.shape:
+        raise ValueError(
+            f"export: initial must be {tuple(kept.shape)} as what is stored is, got {tuple(initial.shape)}"
+        )
     if not bool(torch.isfinite(x).all()):
         raise ValueError("export: x holds NaN or infinite values")
     target = Path(folder)
@@ -73,7 +91,11 @@ def write(
     tensors = {"x": _plain(x), "y": _plain(y)}
     if lr is not None:
         tensors["lr"] = torch.as_tensor(lr, dtype=torch.float32).detach().cpu().reshape(())
-    for name, tensor in (("images", tensors["x"]), ("labels", tensors["y"])):
+    plain = {"images": tensors["x"], "labels": tensors["y"]}
+    if stored is not None:
+        tensors["stored"], tensors["stored_y"] = _plain(kept), _plain(kept_y)
+        plain |= {"stored": tensors["stored"], "stored_labels": tensors["stored_y"]}
+    for name, tensor in plain.items():
         write_bytes(target / f"{name}.pt", _torch_bytes(tensor))
     write_bytes(target / "lr.pt", _torch_bytes(tensors.get("lr", torch.tensor(PUBLISHED_LR))))
     described = {
@@ -113,7 +135,8 @@ def read(folder: str | os.PathLike[str]) -> Condensed:
                 f"export: {path}: tensor {name} is missing or does not have the hash the file states"
             )
     lr = float(tensors["lr"]) if "lr" in tensors else None
-    return Condensed(tensors["x"], tensors["y"], lr, metadata, tensors.get("initial"))
+    extra = (tensors.get(name) for name in ("initial", "stored", "stored_y"))
+    return Condensed(tensors["x"], tensors["y"], lr, metadata, *extra)
 
 
 def tensor_hash(tensor: Tensor) -> str:

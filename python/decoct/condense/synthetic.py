@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..objectives import Measure, PublicSource, counts_to_offsets
 
-__all__ = ["Synthetic"]
+__all__ = ["MultiFormation", "Synthetic"]
 
 
 class Synthetic(nn.Module):
@@ -23,8 +24,11 @@ class Synthetic(nn.Module):
     mass: (M,), kept as given. student_lr: a positive learning rate handed on in the measure's extras,
     learned at `student_lr_rate` where that is not 0.
     value_range: (low, high), both numbers or tensors that broadcast against x: `project_` clips to it.
-    A generator's latents or up-sampled formations are a subclass with its own `decode`.
+    A generator's latents or up-sampled formations (`MultiFormation`) are a subclass with its own `decode`.
     """
+
+    # Rows that `decode` makes of one point, consecutive ones.
+    rows_per_point = 1
 
     def __init__(
         self,
@@ -92,12 +96,12 @@ class Synthetic(nn.Module):
         return self.x
 
     def forward(self, n: int | None = None, rng: torch.Generator | None = None) -> Measure:
-        """All points, or a random `n` of each group (all where it has fewer)."""
+        """All decoded rows, or a random `n` of each group (all where it has fewer)."""
         extras = {} if self.log_student_lr is None else {"student_lr": self.log_student_lr.exp()}
-        measure = Measure(self.decode(), self.y, self.mass, self.groups, extras=extras)
+        measure = Measure(self.decode(), self._labels(), self._masses(), self._offsets(), extras=extras)
         if n is None or int(measure.counts.max()) <= n:
             return measure
-        bounds = self.groups.tolist()
+        bounds = measure.groups.tolist()
         taken = [
             start + torch.randperm(stop - start, generator=rng)[:n].sort().values
             for start, stop in itertools.pairwise(bounds)
@@ -105,8 +109,8 @@ class Synthetic(nn.Module):
         rows = torch.cat(taken)
         return measure.replace(
             x=measure.x[rows],
-            y=self.y[rows],
-            mass=None if self.mass is None else self.mass[rows],
+            y=None if measure.y is None else measure.y[rows],
+            mass=None if measure.mass is None else measure.mass[rows],
             groups=counts_to_offsets([len(t) for t in taken]),
         )
 
@@ -130,5 +134,75 @@ class Synthetic(nn.Module):
 
     @torch.no_grad()
     def rows(self) -> tuple[Tensor, Tensor]:
-        """The finished set, detached: x (M, ...) and y."""
-        return self.decode().detach().clone(), self.y.detach().clone()
+        """The finished set as networks are trained on it, detached: x and y."""
+        return self.decode().detach().clone(), self._labels().detach().clone()
+
+    @torch.no_grad()
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """What has to be kept of the set, detached: the points before `decode`, and their labels."""
+        return self.x.detach().clone(), self.y.detach().clone()
+
+    def _labels(self) -> Tensor:
+        return self.y if self.rows_per_point == 1 else self.y.repeat_interleave(self.rows_per_point, dim=0)
+
+    def _masses(self) -> Tensor | None:
+        if self.mass is None or self.rows_per_point == 1:
+            return self.mass
+        return (self.mass / self.rows_per_point).repeat_interleave(self.rows_per_point)
+
+    def _offsets(self) -> Tensor:
+        return self.groups * self.rows_per_point
+
+
+class MultiFormation(Synthetic):
+    """Images that each hold a grid of `factor` x `factor` smaller ones; decoded, those stand at full size.
+
+    Equivalent to, for every cell of the grid::
+
+        F.interpolate(cell, (height, width), mode="bilinear", align_corners=False)
+
+    x: (M, C, H, W) stored images, the size of the decoded ones. factor: cells per side; 1 changes nothing.
+    A set of M stored images becomes M * factor**2 rows, an image's cells one after the other, row by row;
+    labels are repeated, masses divided. Where factor divides a side not, cells have ceil(side / factor)
+    pixels and the last one ends in repeated edge pixels.
+    The formation is the one of IDC (Kim et al., ICML 2022, arXiv 2205.14959, section 4).
+    Raises ValueError for rows that are no images and for a factor that is below 1 or above the smaller side.
+    """
+
+    def __init__(
+        self, x: Tensor, groups: Tensor, y: Tensor | None = None, *, factor: int = 2, **options: Any
+    ) -> None:
+        if x.dim() != 4:
+            raise ValueError(f"MultiFormation: x must be images (M, C, H, W), got {tuple(x.shape)}")
+        if not 1 <= factor <= min(x.shape[2:]):
+            raise ValueError(
+                f"MultiFormation: factor must be between 1 and the smaller side of {tuple(x.shape)}, "
+                f"got {factor}"
+            )
+        super().__init__(x, groups, y, **options)
+        self.factor, self.rows_per_point = factor, factor**2
+
+    @classmethod
+    def from_rows(cls, x: Tensor, groups: Tensor, *, factor: int = 2, **options: Any) -> MultiFormation:
+        """Stored images made of `factor**2` images each: a group's are shrunk into the cells of its first
+        stored image, then of the next. x: (M * factor**2, C, H, W); groups: offsets of the stored images."""
+        if len(x) != int(groups[-1]) * factor**2:
+            raise ValueError(
+                f"MultiFormation: from_rows: x must hold {int(groups[-1])} x {factor}**2 images, got {len(x)}"
+            )
+        height, width = x.shape[2:]
+        cell = -(-height // factor), -(-width // factor)
+        small = F.adaptive_avg_pool2d(x, cell).unflatten(0, (-1, factor, factor))
+        grid = small.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return cls(grid[..., :height, :width], groups, factor=factor, **options)
+
+    def decode(self) -> Tensor:
+        """The cells at full size, (M * factor**2, C, H, W)."""
+        if self.factor == 1:
+            return self.x
+        height, width = self.x.shape[2:]
+        down, across = -height % self.factor, -width % self.factor
+        x = F.pad(self.x, (0, across, 0, down), mode="replicate") if down or across else self.x
+        cells = x.unflatten(3, (self.factor, -1)).unflatten(2, (self.factor, -1))
+        cells = cells.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+        return F.interpolate(cells, (height, width), mode="bilinear", align_corners=False)

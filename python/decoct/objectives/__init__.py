@@ -3,6 +3,7 @@
 from .context import Context, seeded
 from .discrepancies import MMD, Sinkhorn
 from .features import FeatureMap, Identity, NetFeatures
+from .gradients import GradientMatch, cross_entropy
 from .match import Match
 from .measure import Measure, counts_to_offsets
 from .objective import Objective, WeightedSum, reduce_groups
@@ -14,6 +15,7 @@ __all__ = [
     "Context",
     "FeatureMap",
     "FeatureMean",
+    "GradientMatch",
     "Identity",
     "Match",
     "Measure",
@@ -26,6 +28,7 @@ __all__ = [
     "StoredSource",
     "WeightedSum",
     "counts_to_offsets",
+    "cross_entropy",
     "reduce_groups",
     "seeded",
 ]

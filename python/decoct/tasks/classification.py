@@ -22,7 +22,9 @@ from .training import PROTOCOLS, TrainingProtocol
 
 __all__ = ["ClassificationTask", "compare", "full_data", "plain_selections"]
 
-Sets = Mapping[str, Sequence[tuple[Tensor, Tensor]]]
+# (x, y), or (x, y, size) where the rows x are decoded from `size` stored ones.
+Entry = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, int]
+Sets = Mapping[str, Sequence[Entry]]
 
 
 class ClassificationTask:
@@ -96,7 +98,8 @@ def compare(
 ) -> Results:
     """Train every learner from scratch on every set; accuracies on the test split, of the last epoch.
 
-    sets: by name a list of (x, y), its selections; those of one name are grouped by size, one row a size.
+    sets: by name a list of (x, y), its selections; those of one name are grouped by size, one row a size. The
+    size is the rows of x, or a third entry where they are decoded from fewer stored ones.
     seeds: training seeds. Run number j trains selection j (cyclically) with seed j (cyclically), as many
     runs as the longer of the two lists; with `cross` every selection with every seed. A learner without
     chance is fitted once for each selection. full_protocol, full_seeds: for the set named "full data", where
@@ -113,8 +116,8 @@ def compare(
     for name, entries in sets.items():
         if not entries:
             raise ValueError(f"compare: sets[{name!r}] must hold at least one (x, y)")
-        for size in dict.fromkeys(len(x) for x, _ in entries):
-            selections = [Measure(x, y) for x, y in entries if len(x) == size]
+        for size in dict.fromkeys(map(_size, entries)):
+            selections = [Measure(*entry[:2]) for entry in entries if _size(entry) == size]
             judge = whole if name == FULL else task
             for learner in judge.learners.values():
                 pairs = _pairs(len(selections), judge.seeds, cross, learner)
@@ -126,7 +129,7 @@ def compare(
     for judge, name, size, learner, selections, pairs in plan:
         column = learner.name if learner.deterministic or plain else f"{learner.name}, {protocol.name}"
         text = f"{name}, {size} {results.unit}, {learner_label(column)}"
-        small = not learner.deterministic and _is_small(judge, size)
+        small = not learner.deterministic and _is_small(judge, len(selections[0]))
         runs = []
         for index, seed in pairs:
             measure = selections[index]
@@ -159,6 +162,10 @@ def plain_selections(
 def full_data(dataset: Dataset) -> dict[str, list[tuple[Tensor, Tensor]]]:
     """The whole training split as a set of `compare`."""
     return {FULL: [(dataset.train_x, dataset.train_y)]}
+
+
+def _size(entry: Entry) -> int:
+    return entry[2] if len(entry) == 3 else len(entry[0])
 
 
 def _is_small(task: ClassificationTask, size: int) -> bool:

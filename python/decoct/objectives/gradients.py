@@ -1,0 +1,124 @@
+"""Gradient matching: the network learns from the synthetic rows what it learns from the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ._gradient_ops import class_gradients, gradient_distance
+from .context import Context
+from .measure import Measure
+from .objective import REDUCTIONS, Objective, reduce_groups
+
+__all__ = ["GradientMatch", "cross_entropy"]
+
+METRICS = ("row_cosine", "sse", "l1")
+# Fewest axes of the parameters that are compared.
+TENSORS = {"all": 0, "matrices": 2, "convolutions": 3}
+
+
+def cross_entropy(net: nn.Module, measure: Measure) -> Tensor:
+    """Cross entropy of each row, (N,), for class ids (N,) or soft labels (N, C)."""
+    if measure.y is None:
+        raise ValueError("cross_entropy: measure must hold labels y")
+    return F.cross_entropy(net(measure.x), measure.y, reduction="none")
+
+
+class GradientMatch(Objective):
+    """Distance of the gradients that real and synthetic rows give the step's network, group by group.
+
+    Equivalent to, summed over groups::
+
+        real = torch.autograd.grad(loss(net, real_rows).mean(), net.parameters())
+        synthetic = torch.autograd.grad(loss(net, rows).mean(), net.parameters(), create_graph=True)
+        sum(distance(a.detach(), b) for a, b in zip(real, synthetic))
+
+    metric: "row_cosine", one minus the cosine of every row (output channel) of a parameter, summed; "sse"
+    and "l1", sums of squared and absolute differences.
+    tensors: the parameters that are compared: "all"; "matrices", those with two axes or more, which leaves
+    out biases and affine maps of norms; "convolutions", those with three or more, which leaves out linear
+    layers too. The defaults of the method of Zhao et al. (ICLR 2021, arXiv 2006.05929) are "row_cosine" and
+    "matrices"; those of IDC (Kim et al., ICML 2022, arXiv 2205.14959) are "l1" or "sse" and "convolutions".
+    source: name of the real source. name: key under which the value is recorded.
+    reduction: "sum" | "max" | "cvar" (with `tail`, see `reduce_groups`).
+
+    The loss is the context's, or cross entropy where it has none; rows of a measure with masses count with
+    their mass, as given. A group that is missing on one side costs nothing. The network is called for one
+    group at a time and must treat rows alone: `TrainedNetworks` hands out networks whose batch norms use
+    statistics of real rows and whose dropout is off. All parameters with ``requires_grad`` take part.
+    Raises RuntimeError without a network, or where none of its parameters that `tensors` names can be
+    trained.
+    """
+
+    def __init__(
+        self,
+        metric: str = "row_cosine",
+        tensors: str = "matrices",
+        *,
+        source: str = "real",
+        reduction: str = "sum",
+        tail: float = 0.5,
+        name: str = "gradients",
+    ) -> None:
+        super().__init__()
+        for argument, value, known in (
+            ("metric", metric, METRICS),
+            ("tensors", tensors, tuple(TENSORS)),
+            ("reduction", reduction, REDUCTIONS),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"GradientMatch: {argument} must be one of {', '.join(known)}, got {value!r}"
+                )
+        self.metric, self.tensors, self.source = metric, tensors, source
+        self.reduction, self.tail, self.name = reduction, tail, name
+
+    def values(self, context: Context) -> tuple[Tensor, Tensor]:
+        """Distances (G,), zero where a group is missing, and which groups are present, (G,) bool."""
+        net, used = self._network(context)
+        real, synthetic = context.real_view(self.source), context.synthetic_view()
+        if real.group_count != synthetic.group_count:
+            raise ValueError(
+                f"GradientMatch: source {self.source!r} has {real.group_count} groups, the synthetic measure "
+                f"{synthetic.group_count}"
+            )
+        present = (real.counts > 0) & (synthetic.counts > 0)
+        kept = present.nonzero().flatten().tolist()
+        if not kept:
+            return synthetic.x.sum() * 0 * torch.ones(len(present), device=synthetic.x.device), present
+        loss: Callable[[nn.Module, Measure], Tensor] = context.loss or cross_entropy
+        with torch.enable_grad():
+            wanted = tuple(gradient.detach() for gradient in class_gradients(net, real.select(kept), loss))
+        found = class_gradients(net, synthetic.select(kept), loss, create_graph=True)
+        values = gradient_distance(wanted, found, self.metric, used)
+        if len(kept) < len(present):
+            values = values.new_zeros(len(present)).index_put(
+                (torch.tensor(kept, device=values.device),), values
+            )
+        return values, present
+
+    def forward(self, context: Context) -> Tensor:
+        values, present = self.values(context)
+        result = reduce_groups(values, present, self.reduction, self.tail)
+        context.terms[self.name] = result.detach()
+        return result
+
+    def _network(self, context: Context) -> tuple[nn.Module, list[bool]]:
+        """The step's network, and which of its trainable parameters are compared."""
+        if context.net is None:
+            raise RuntimeError("GradientMatch: the context holds no network; give the Condenser a pool")
+        axes = [p.dim() for p in context.net.parameters() if p.requires_grad]
+        used = [count >= TENSORS[self.tensors] for count in axes]
+        if not any(used):
+            raise RuntimeError(
+                f"GradientMatch: of the network's parameters tensors={self.tensors!r} leaves "
+                f"none that can be trained ({len(axes)} have requires_grad); a pool of TrainedNetworks gives "
+                "networks that can"
+            )
+        return context.net, used
+
+    def extra_repr(self) -> str:
+        return f"metric={self.metric!r}, tensors={self.tensors!r}, reduction={self.reduction!r}"
