@@ -81,3 +81,55 @@ def test_a_sinkhorn_row(bench: Path, tmp_path: Path, number: int) -> None:
     assert to_tol["of_neighbours"] > -1e-6
     whole = {"name": "toy", "case": fields, "threads": 2, "contenders": found}
     assert all(met == "yes" for *_, met in bench_sinkhorn.OP.verdicts([whole]))
+
+
+def test_accuracy_runs_end_and_go_on(
+    bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import accuracy
+
+    command = [
+        "--data",
+        "digits",
+        "--methods",
+        "dc,idc",
+        "--steps",
+        "2",
+        "--batch-real",
+        "4",
+        "--epochs",
+        "2",
+    ]
+    command += ["--trainings", "2", "--folder", str(tmp_path / "kept"), "--json", str(tmp_path / "out.json")]
+    assert accuracy.main(command) == 0
+    first, table = json.loads((tmp_path / "out.json").read_text()), capsys.readouterr().out
+    assert {row["set"] for row in first["rows"]} >= {"dc", "idc", "random", "herding", "k-means centroids"}
+    assert first["machine"]["versions"]["torch"] == torch.__version__
+    assert "digits, 1 a class, published, 2 epochs" in table
+    monkeypatch.setattr(accuracy.Condenser, "step", None)  # nothing is condensed twice
+    monkeypatch.setattr("decoct.tasks.classification.ClassificationTask.fit", None)  # nor trained
+    assert accuracy.main(command) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["rows"] == first["rows"]
+    with pytest.raises(ValueError, match="other settings"):
+        accuracy.main([*command, "--steps", "3"])
+
+
+def test_published_recipes(bench: Path) -> None:
+    import accuracy
+    from decoct.tasks import load
+
+    digits = load("digits")
+    dc, dsa, idc = (accuracy.published_recipe(name, digits, [10] * 10) for name in ("dc", "dsa", "idc"))
+    assert (dc.steps, dc.loops([10] * 10), dc.batch_real, dc.lr, dc.init) == (
+        10000,
+        (10, 50),
+        256,
+        0.1,
+        "noise",
+    )
+    assert (dsa.init, "flip" in dsa.augment, dsa.net_augment) == ("random", False, dsa.augment)
+    assert (idc.train_on, idc.outer, idc.tensors, idc.factor) == ("real", 100, "convolutions", 2)
+    assert accuracy.training("dsa", digits, None).epochs == 1000
+    assert accuracy.training("dc", digits, None).epochs == 300
+    with pytest.raises(ValueError, match="no published recipe"):
+        accuracy.published_recipe("sinkhorn", digits, [1] * 10)

@@ -265,6 +265,14 @@ def test_selections_of_one_name_are_grouped_by_size() -> None:
     assert [(row.size, row.selections) for row in rows] == [(3, 2), (5, 1)]
 
 
+def test_decoded_rows_count_as_what_is_stored() -> None:
+    data = blobs()
+    x, y = selection(1.0, rows=8)
+    sets = {"mine": [(x, y, 2), selection(0.0, rows=2)], "other": [selection(0.0, rows=8)]}
+    rows = compare(data, sets, [Scripted(data.test_y)], seeds=[0]).rows
+    assert [(row.name, row.size, row.selections) for row in rows] == [("mine", 2, 2), ("other", 8, 1)]
+
+
 def test_full_data_may_have_its_own_seeds_and_protocol() -> None:
     data = blobs()
     chosen = protocol("published", epochs=2)

@@ -72,6 +72,74 @@ def test_a_run_writes_its_sets_and_report_and_can_be_evaluated_again(here, capsy
     assert main(["evaluate", str(run), "--quiet", "--learners", "logistic_regression", "--seeds", "1"]) == 0
 
 
+@pytest.mark.parametrize("method", ["dc", "dsa", "idc"])
+def test_gradient_matching_from_data_to_report(here, capsys, method):
+    write_npz("mine.npz")
+    options = ["--method", method, "--ipc", "1,2", "--outer", "2", "--inner", "1", "--factor", "2"]
+    assert main(["condense", "mine.npz", *FAST, *options, "--full-seeds", "0"]) == 0
+    out = capsys.readouterr().out
+    assert f"condensed, {method}" in out
+    run = here / "runs" / f"mine-{method}-seed0"
+    for rows in (1, 2):
+        found = export.read(run / f"ipc-{rows}")
+        assert found.kept[0].shape == (3 * rows, 1, 8, 8)
+        assert found.x.shape == (12 * rows, 1, 8, 8)
+        assert torch.bincount(found.y).tolist() == [4 * rows] * 3
+        assert not torch.equal(found.kept[0], found.initial)
+        assert "TrainedNetworks: kept for 2 steps, 1 epochs" in found.metadata["loop"]["network"]
+        cells = torch.nn.functional.interpolate(found.kept[0][:1, :, :4, 4:], (8, 8), mode="bilinear")
+        torch.testing.assert_close(found.x[1:2], cells)
+    results = json.loads((run / "results.json").read_text())["results"]["rows"]
+    assert {row["size"] for row in results} == {3, 6}  # what is stored, not what is decoded
+    assert {row["name"] for row in results} >= {
+        f"condensed, {method}",
+        "random",
+        "k-means centroids",
+        "herding",
+    }
+    assert (
+        main(["evaluate", str(run), "--quiet", "--learners", "nearest_neighbours", "--full-seeds", "0"]) == 0
+    )
+
+
+def test_gradient_matching_resumes_and_knows_its_options(here):
+    write_npz("mine.npz")
+
+    def rows(out, *options):
+        command = [
+            "condense",
+            "mine.npz",
+            "--quiet",
+            "--method",
+            "idc",
+            "--steps",
+            "4",
+            "--no-eval",
+            "--ipc",
+            "1",
+        ]
+        assert main([*command, "--out", out, *options]) == 0
+        return torch.load(here / out / "ipc-1" / "images.pt", weights_only=True)
+
+    first = rows("a")
+    (here / "a" / "ipc-1" / "images.pt").unlink()
+    assert torch.equal(first, rows("a", "--resume"))
+    for number, changed in enumerate(
+        (["--outer", "1"], ["--inner", "2"], ["--metric", "sse"], ["--factor", "2"])
+    ):
+        other = rows(f"b{number}", *changed)
+        assert other.shape != first.shape or not torch.equal(first, other)
+
+
+def test_tables_by_gradient_matching(here):
+    write_npz("mine.npz", shape=(5,))
+    for method in ("dc", "dsa", "idc"):
+        assert main(["condense", "mine.npz", *FAST, "--method", method, "--ipc", "1", "--no-eval"]) == 0
+        assert export.read(here / "runs" / f"mine-{method}-seed0" / "ipc-1").x.shape == (3, 5)
+    with pytest.raises(SystemExit):
+        main(["condense", "mine.npz", *FAST, "--method", "idc", "--factor", "two"])
+
+
 def test_the_full_data_can_be_left_out(here, capsys):
     write_npz("mine.npz")
     assert main(["condense", "mine.npz", *FAST, "--ipc", "1", "--full-seeds", "0"]) == 0
@@ -183,6 +251,15 @@ def test_bad_data_is_one_line_and_leaves_nothing(here, capsys, changes, says):
         (["mine.npz", "--blur", "0.1"], "belongs to --method sinkhorn"),
         (["mine.npz", "--method", "sinkhorn", "--reach", "0"], "positive"),
         (["mine.npz", "--method", "sinkhorn", "--bandwidth", "2"], "belongs to --method mmd"),
+        (["mine.npz", "--outer", "2"], "--outer belongs to --method dc or dsa or idc, got --method mmd"),
+        (["mine.npz", "--method", "dc", "--features", "identity"], "--features belongs to"),
+        (["mine.npz", "--method", "dsa", "--bf16"], "--bf16 belongs to"),
+        (["mine.npz", "--method", "dc", "--outer", "0"], "--outer must be at least 1"),
+        (["mine.npz", "--method", "dc", "--inner", "-1"], "epochs must be at least 0"),
+        (["mine.npz", "--method", "dc", "--metric", "l2"], "invalid choice"),
+        (["mine.npz", "--factor", "0"], "--factor must be at least 1"),
+        (["mine.npz", "--factor", "9"], "needs 81 rows a class|factor must be between 1"),
+        (["mine.npz", "--factor", "4", "--ipc", "1"], "needs 16 rows a class to begin with"),
         (["mine.npz", "--label", "kind"], "label"),
         (["mine.npz", "--resume"], "no run to continue"),
         (["mine.npz", "--out", "full"], "--resume"),

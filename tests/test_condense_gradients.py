@@ -17,7 +17,7 @@ from decoct.condense import (
     TrainedNetworks,
     checkpoint,
 )
-from decoct.condense.recipes import GRADIENT_METHODS, Recipe, condenser, default_recipe
+from decoct.condense.recipes import GRADIENT_METHODS, Recipe, condenser, default_recipe, starting_set
 from decoct.networks import build, reset
 from decoct.objectives import (
     Context,
@@ -455,14 +455,8 @@ def test_recipes_lower_the_objective(method, shape):
     real = source((20, 20, 20), shape)
     recipe = default_recipe(method, shape).replace(steps=12, outer=1, batch_real=16)
     counts = (2, 1, 3)
-    offsets = counts_to_offsets(counts)
-    rate = {"lr": recipe.learning_rate(counts)}
     start = torch.randn(sum(counts) * recipe.factor**2, *shape, generator=seeded(0))
-    synthetic = (
-        Synthetic(start, offsets, **rate)
-        if recipe.factor == 1
-        else MultiFormation.from_rows(start, offsets, factor=recipe.factor, **rate)
-    )
+    synthetic = starting_set(recipe, start, counts)
     losses = []
     loop = condenser(
         recipe, synthetic, real, shape=shape, classes=3, callback=lambda record: losses.append(record.loss)

@@ -50,6 +50,32 @@ def test_other_tools_load_plain_tensors(tmp_path: Path) -> None:
     assert export.read(tmp_path).metadata["lr_learned"] is True
 
 
+def test_what_is_stored_stands_beside_what_is_decoded_from_it(tmp_path: Path) -> None:
+    x, y = example()
+    stored, labels = x[:2] + 1, y[:2]
+    export.write(tmp_path, x, y, {}, stored=(stored, labels), initial=stored + 1)
+    found = export.read(tmp_path)
+    assert torch.equal(found.x, x)
+    assert torch.equal(found.kept[0], stored)
+    assert torch.equal(found.kept[1], labels)
+    assert found.metadata["hashes"]["stored"] == export.tensor_hash(stored)
+    images, kept, kept_labels = (
+        torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        for name in ("images", "stored", "stored_labels")
+    )
+    assert torch.equal(images, x)
+    assert torch.equal(kept, stored)
+    assert torch.equal(kept_labels, labels)
+    export.write(tmp_path / "plain", x, y, {})
+    plain = export.read(tmp_path / "plain")
+    assert plain.stored is None
+    assert torch.equal(plain.kept[0], x)
+    with pytest.raises(ValueError, match="stored must hold 2 labels"):
+        export.write(tmp_path / "bad", x, y, {}, stored=(stored, y))
+    with pytest.raises(ValueError, match=r"initial must be \(2, 1, 4, 4\) as what is stored is"):
+        export.write(tmp_path / "bad", x, y, {}, stored=(stored, labels), initial=x)
+
+
 def test_without_a_learned_rate_the_published_one_is_written(tmp_path: Path) -> None:
     export.write(tmp_path, *example(), {})
     assert torch.load(tmp_path / "lr.pt", weights_only=True).item() == pytest.approx(0.01)

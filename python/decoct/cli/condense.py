@@ -13,9 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..condense import Condenser, MultiFormation, Synthetic, checkpoint, export
-from ..condense.recipes import GRADIENT_METHODS, METHODS, Recipe, condenser, default_recipe
-from ..objectives import PublicSource, counts_to_offsets, seeded
+from ..condense import Condenser, checkpoint, export
+from ..condense.recipes import (
+    GRADIENT_METHODS,
+    METHODS,
+    Recipe,
+    condenser,
+    default_recipe,
+    starting_set,
+)
+from ..objectives import PublicSource, seeded
 from ..tasks import ClassificationTask, Dataset, load
 from ..tasks.selection import SELECTIONS
 from ..tasks.training import PROTOCOLS
@@ -226,7 +233,6 @@ def _prepare(
     budget: Budget, recipe: Recipe, dataset: Dataset, folder: Path, arguments: argparse.Namespace
 ) -> tuple[Condenser, Tensor]:
     """The loop of one budget, resumed where that is wanted and there is a checkpoint; its starting rows."""
-    offsets = counts_to_offsets(budget.counts)
     counts = [count * recipe.factor**2 for count in budget.counts]
     short = [
         name
@@ -245,15 +251,8 @@ def _prepare(
         ((torch.tensor(bound) - dataset.mean) / dataset.std).reshape(-1, *[1] * (len(dataset.shape) - 1))
         for bound in dataset.value_range
     )
-    options: dict[str, Any] = {
-        "lr": recipe.learning_rate(budget.counts),
-        "value_range": (low, high) if recipe.clip else None,
-    }
-    synthetic = (
-        Synthetic(start, offsets, **options)
-        if recipe.factor == 1
-        else MultiFormation.from_rows(start, offsets, factor=recipe.factor, **options)
-    )
+    bounds = (low, high) if recipe.clip else None
+    synthetic = starting_set(recipe, start, budget.counts, value_range=bounds)
     start, _ = synthetic.stored()
     loop = condenser(
         recipe,
