@@ -75,7 +75,7 @@ def published_recipe(method: str, dataset: Dataset, counts: Sequence[int]) -> Re
         start = "noise" if method == "dc" else "random"
         return recipe.replace(steps=1000 * outer, batch_real=256, init=start, average=0.0)
     if method == "idc":
-        # Its rate is for images in [0, 1]; normalised ones move 1 / std as far, and theirs is another gradient.
+        # Its rate is for images in [0, 1]: in normalised units steps and gradients both change by 1 / std.
         side = max(dataset.shape[1:])
         scale = float(dataset.std.square().mean())
         rate = 1e-4 / 10 * (side / (28 if dataset.name == "mnist" else 32)) ** 2 / scale
