@@ -174,7 +174,7 @@ def make(*, steps=7, updates="joint", synthetic=None, net=None, metric="row_cosi
     """A small loop over all that has state: trained networks, momentum, dropout, mixing, augmentation."""
     net = net or convnet()
     synthetic = synthetic or Synthetic.from_noise((2, 1, 3), SHAPE, seeded(1, "start"), lr=0.1)
-    settings = {"keep": 3, "epochs": 2, "lr": 0.05, "momentum": 0.9, "batch": 4, **pool}
+    settings = {"keep": 4, "epochs": 2, "lr": 0.05, "momentum": 0.9, "batch": 4, **pool}
     return Condenser(
         synthetic,
         source(),
@@ -256,16 +256,21 @@ def test_the_matching_loss_falls():
 
 
 def test_networks_are_drawn_kept_and_trained():
-    seen = []
+    seen, momenta, left = [], [], []
 
     class Watch(TrainedNetworks):
         def draw(self, context):
             net = super().draw(context)
             seen.append((net.training, [p.detach().clone() for p in net.parameters()]))
+            momenta.append(len(self.optimiser.state))
             return net
 
+        def advance(self, context):
+            super().advance(context)
+            left.append(self.net.blocks[0].weight.detach().clone())
+
     synthetic = Synthetic.from_noise((2, 1, 3), SHAPE, seeded(1), lr=0.1)
-    pool = Watch(convnet(), keep=3, epochs=1, lr=0.05)
+    pool = Watch(convnet(), keep=3, epochs=1, lr=0.05, momentum=0.9)
     Condenser(synthetic, source(), [Phase(6, GradientMatch(), batch_real=5)], pool=pool, seed=4).run()
     for place in (0, 3):
         fresh = reset(convnet(), seeded(4, "network", place // 3))
@@ -273,6 +278,16 @@ def test_networks_are_drawn_kept_and_trained():
     for a, b in ((0, 1), (1, 2), (3, 4)):
         assert not torch.equal(seen[a][1][0], seen[b][1][0])
     assert not any(training for training, _ in seen)
+    assert [count > 0 for count in momenta] == [False, True, True] * 2  # a new network brings none along
+    for place in (2, 5):  # before another is drawn, training would be in vain
+        assert torch.equal(left[place], seen[place][1][0])
+
+
+def test_matching_takes_no_gradient_of_the_network():
+    loop = make(keep=1, steps=2)
+    loop.run()
+    assert all(p.grad is None for p in loop.pool.net.parameters())
+    assert loop.synthetic.x.grad is not None
 
 
 @pytest.mark.parametrize("decoded", [False, True])

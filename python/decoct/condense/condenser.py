@@ -129,6 +129,8 @@ class Condenser:
             group.get("maximize") for group in self.adversary.param_groups
         ):
             raise ValueError("Condenser: adversary must make an optimiser with maximize=True")
+        own = [p for group in self.optimiser.param_groups for p in group["params"]]
+        self._moving = [p for p in (*own, *opponents) if p.requires_grad]
         self._average: Tensor | None = None
         self._averaged = 0
         self.keep = frozenset(keep)
@@ -304,7 +306,8 @@ class Condenser:
         if self.adversary is not None:
             self.adversary.zero_grad()
         if loss.requires_grad:
-            loss.backward()
+            # Not to the network's parameters: matched gradients depend on them, too.
+            loss.backward(inputs=self._moving)
         self.optimiser.step()
         if self.adversary is not None:
             self.adversary.step()

@@ -144,7 +144,6 @@ class TrainedNetworks(Pool):
             torch.manual_seed(int(torch.randint(2**62, (), generator=context.generator("dropout"))))
             for epoch in range(self.epochs):
                 self._epoch(context, epoch)
-        self.net.zero_grad()
         self.net.eval()
 
     def settings(self) -> str:
