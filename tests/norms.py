@@ -42,6 +42,9 @@ def group_samples() -> Iterator[Sample]:
     weight = tensors(2, 6, 4, 4)
     yield Sample("weight-only", {k: weight[k] for k in ("weight", "x")}, {"groups": 2, **RELU})
     yield Sample("bias-only", {k: weight[k] for k in ("bias", "x")}, {"groups": 2, **RELU})
+    each = {"weight": rows(2, 6, seed=1, shift=0.5), "bias": rows(2, 6, seed=2), "x": weight["x"]}
+    yield Sample("each-image", each, {"groups": 2, **POOLED})
+    yield Sample("each-image-bias", {**each, "weight": weight["weight"]}, {"groups": 3, **RELU})
 
 
 def instance_samples() -> Iterator[Sample]:
@@ -63,9 +66,10 @@ def shared_errors(op: str) -> Errors:
     yield case(ValueError, "x must be (N, C, *spatial) with C at least 1, got (4,)", x=rows(4))
     yield case(ValueError, "x must be (N, C, *spatial) with C at least 1, got (3, 0)", x=rows(3, 0))
     yield case(TypeError, "weight must be a tensor, got float", weight=1.0)
+    sizes = "must be (C,) or (N, C) with C=4 and N=3 as in x"
     yield case(TypeError, f"bias must be {FLOATS}, got bool", bias=torch.ones(4, dtype=torch.bool))
-    yield case(ValueError, "weight must be (C,) with C=4 as in x, got (3,)", weight=rows(3))
-    yield case(ValueError, "bias must be (C,) with C=4 as in x, got (4, 1)", bias=rows(4, 1))
+    yield case(ValueError, f"weight {sizes}, got (3,)", weight=rows(3))
+    yield case(ValueError, f"bias {sizes}, got (4, 1)", bias=rows(4, 1))
     yield case(ValueError, "bias must be on the device of x, cpu, got meta", bias=rows(4).to("meta"))
     yield case(TypeError, "epsilon must be a number, got str", epsilon="small")
     yield case(TypeError, "epsilon must be a number, got bool", epsilon=True)
@@ -96,7 +100,7 @@ def largest_term(arguments: dict[str, Any]) -> float:
 
 
 def one_image_less(sample: Sample) -> Sample:
-    return replace(sample, tensors={**sample.tensors, "x": sample.tensors["x"][1:]})
+    return replace(sample, tensors={k: v[1:] if v.dim() > 1 else v for k, v in sample.tensors.items()})
 
 
 def made(name: str, samples: Any, errors: Any, groups: dict[str, Any], compiled: tuple[str, ...]) -> Op:
@@ -124,7 +128,7 @@ OPS = (
         group_samples,
         group_errors,
         {"groups": 2},
-        ("plain", "pooled-odd", "rows", "signals", "volumes", "bias-only"),
+        ("plain", "pooled-odd", "rows", "signals", "volumes", "bias-only", "each-image"),
     ),
     made("instance_norm", instance_samples, lambda: shared_errors("instance_norm"), {}, ("side-8", "bare")),
 )

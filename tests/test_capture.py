@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 
 import decoct
 from decoct.capture import Convolution
-from decoct.networks import ConvNet
+from decoct.networks import ConvNet, FusedNorm
 
 
 def small_net() -> ConvNet:
@@ -52,6 +52,32 @@ def test_output_gradients_are_those_of_the_outputs() -> None:
         handle.remove()
     for pair, gradient in zip(pairs, expected, strict=True):
         torch.testing.assert_close(pair.output_gradient, gradient)
+
+
+def test_rows_of_fused_norms() -> None:
+    """The derivatives by the parameters that each sample sees are those of the sample alone."""
+    net, x = small_net().double(), torch.randn(6, 3, 8, 8, dtype=torch.float64)
+    pairs = captured(net, x)
+    for name, pair in ((pair.name, pair) for pair in pairs if isinstance(pair.module, FusedNorm)):
+        module = net.get_submodule(name)
+        for n in range(len(x)):
+            alone = torch.autograd.grad(net(x[n : n + 1]).square().sum(), (module.weight, module.bias))
+            for ours, expected in zip(pair.row_gradients, alone, strict=True):
+                torch.testing.assert_close(ours[n], expected)
+    assert sum(bool(pair.row_gradients) for pair in pairs) == 2
+
+
+def test_a_fused_norm_in_part_frozen_or_of_one_image() -> None:
+    net, x = small_net(), torch.randn(6, 3, 8, 8)
+    norm = next(module for module in net.modules() if isinstance(module, FusedNorm))
+    norm.weight.requires_grad_(False)
+    pair = next(pair for pair in captured(net, x) if pair.module is norm)
+    assert pair.row_gradients[0] is None
+    assert pair.row_gradients[1].shape == (6, 5)
+    alone = FusedNorm(nn.InstanceNorm2d(5, affine=True), "relu")
+    (pair,) = captured(alone, torch.randn(5, 4, 4))
+    assert pair.rows == -1
+    assert not pair.row_gradients
 
 
 def test_no_weight_gradient_is_computed() -> None:

@@ -178,6 +178,13 @@ def test_nothing_to_normalise(shape: tuple[int, ...]) -> None:
 
 
 @ON_BACKENDS
+def test_parameters_for_each_of_no_images() -> None:
+    x, weight = rows(0, 4, 6, 6).requires_grad_(), rows(0, 4).requires_grad_()
+    out = decoct.group_norm(x, 2, weight, rows(4), **POOLED)
+    assert out.shape == (0, 4, 3, 3)
+    assert [g.shape for g in torch.autograd.grad(out.sum(), (x, weight))] == [x.shape, weight.shape]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=str)
 def test_a_number_that_is_not_finite(bad: float, layout: torch.memory_format) -> None:

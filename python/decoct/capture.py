@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from decoct.networks import InstanceNorm
+from decoct.networks import FusedNorm, InstanceNorm
 
 __all__ = ["Capture", "Convolution", "Pair", "capture"]
 
@@ -42,6 +42,8 @@ class Pair:
     activation : its input, as it came.
     output_gradient : the derivative by its output; None before :meth:`Capture.backward`, and where the output
         does not matter.
+    row_gradients : of a :class:`decoct.networks.FusedNorm`, the derivatives by the weight and the bias that
+        each sample sees, (N, C) each; the op computes them in its own pass. Empty for other layers.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Pair:
     edge: Any = field(repr=False)
     version: int = field(repr=False)
     output_gradient: Tensor | None = None
+    row_edges: tuple[Any, ...] = field(default=(), repr=False)
+    row_gradients: tuple[Tensor | None, ...] = ()
 
     @property
     def is_norm(self) -> bool:
@@ -65,6 +69,8 @@ class Pair:
         single = a.dim() < 2
         if isinstance(module, _ConvNd):
             single = a.dim() == 1 + len(module.kernel_size)
+        elif isinstance(module, FusedNorm):
+            single = a.dim() == module.single
         elif isinstance(module, _InstanceNorm):
             single = a.dim() == module._get_no_batch_dim()
         elif isinstance(module, nn.LayerNorm):
@@ -132,6 +138,7 @@ _FORWARDS = (
     nn.GroupNorm.forward,
     nn.LayerNorm.forward,
     InstanceNorm.forward,
+    FusedNorm.forward,
     _InstanceNorm.forward,
     _BatchNorm.forward,
 )
@@ -199,7 +206,10 @@ class Capture:
         own = {name: p for name, p in module._parameters.items() if p is not None and p.requires_grad}
         self._own[module] = own
         for name, parameter in own.items():
-            view = parameter.view_as(parameter)
+            if isinstance(module, FusedNorm) and arguments and arguments[0].dim() != module.single:
+                view = parameter.expand(arguments[0].shape[0], -1)
+            else:
+                view = parameter.view_as(parameter)
             module._parameters[name] = view  # type: ignore[assignment]
             if view.grad_fn is not None:
                 self._uses.append(view.grad_fn)
@@ -211,13 +221,20 @@ class Capture:
 
     def _record(self, name: str) -> Any:
         def record(module: nn.Module, arguments: Any, named: Any, output: Tensor) -> None:
+            views: dict[str, Any] = dict(module._parameters)
             own = self._restore(module)
             if not output.requires_grad:
                 return
             activation = arguments[0] if arguments else named["input"]
             edge = torch.autograd.graph.get_gradient_edge(output)
             parameters = own.get("weight"), own.get("bias")
-            self.pairs.append(Pair(name, module, *parameters, activation, edge, activation._version))
+            pair = Pair(name, module, *parameters, activation, edge, activation._version)
+            if isinstance(module, FusedNorm) and pair.rows >= 0:
+                pair.row_edges = tuple(
+                    torch.autograd.graph.get_gradient_edge(views[kind]) if kind in own else None
+                    for kind in ("weight", "bias")
+                )
+            self.pairs.append(pair)
 
         return record
 
@@ -236,15 +253,20 @@ class Capture:
                 )
         if not self.pairs:
             return
-        gradients = torch.autograd.grad(
+        edges = [edge for pair in self.pairs for edge in (pair.edge, *pair.row_edges)]
+        given = torch.autograd.grad(
             loss,
-            [pair.edge for pair in self.pairs],
+            [edge for edge in edges if edge is not None],
             retain_graph=retain_graph,
             create_graph=create_graph,
             allow_unused=True,
         )
-        for pair, gradient in zip(self.pairs, gradients, strict=True):
-            pair.output_gradient = gradient
+        left = iter(given)
+        for pair in self.pairs:
+            pair.output_gradient, *of_rows = (
+                None if edge is None else next(left) for edge in (pair.edge, *pair.row_edges)
+            )
+            pair.row_gradients = tuple(of_rows)
 
     def unrecorded(self, output: Tensor) -> set[nn.Parameter]:
         """Parameters of the network on which `output` depends by a use that no pair has: in layers of other

@@ -102,11 +102,11 @@ class FusedNorm(nn.GroupNorm):
         self.weight, self.bias = norm.weight, norm.bias
         self.activation: Literal["relu"] | None = activation
         self.pool = pool
-        self._single = single  # axes of one image
+        self.single = single  # axes of one image
         self.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        images = x.unsqueeze(0) if x.dim() == self._single else x
+        images = x.unsqueeze(0) if x.dim() == self.single else x
         out = group_norm(
             images,
             self.num_groups,
@@ -116,7 +116,7 @@ class FusedNorm(nn.GroupNorm):
             activation=self.activation,
             pool=self.pool,
         )
-        return out.squeeze(0) if x.dim() == self._single else out
+        return out.squeeze(0) if x.dim() == self.single else out
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation!r}, pool={self.pool}"

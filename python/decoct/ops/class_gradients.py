@@ -68,9 +68,9 @@ def class_gradients(
 
     Layers
     ------
-    Linear, Conv1d, Conv2d, GroupNorm, LayerNorm, InstanceNorm and BatchNorm in eval mode, used any number of
-    times. Parameters of any other layer, or of one whose input has not N rows, cost one more pass backward
-    for each class, restricted to them.
+    Linear, Conv1d, Conv2d, GroupNorm, LayerNorm, InstanceNorm, :class:`decoct.networks.FusedNorm`, and
+    BatchNorm in eval mode, used any number of times. Parameters of any other layer, or of one whose input has
+    not N rows, cost one more pass backward for each class, restricted to them.
 
     Gradients
     ---------
@@ -249,7 +249,7 @@ def _pair_gradients(
             continue
         compute = _norm_gradients if pair.is_norm else _product_gradients
         for parameter, gradient in zip(wanted, compute(pair, chunk), strict=True):
-            if parameter is not None:
+            if parameter is not None and gradient is not None:
                 yield parameter, gradient
         if not chunk.create_graph:
             pair.output_gradient = None  # its memory is free for the rest
@@ -268,9 +268,11 @@ def _product_gradients(pair: Pair, chunk: _Chunk) -> tuple[Tensor, Tensor]:
     )
 
 
-def _norm_gradients(pair: Pair, chunk: _Chunk) -> tuple[Tensor, Tensor]:
+def _norm_gradients(pair: Pair, chunk: _Chunk) -> tuple[Tensor | None, ...]:
     """Sums of the normalised input times the output's gradient, and of the latter, over all but the
     dimensions of the weight."""
+    if pair.row_edges:
+        return tuple(_sum_rows(part, chunk) for part in pair.row_gradients)
     normalised = pair.normalised()
     d = pair.output_gradient.to(normalised.dtype)  # type: ignore[union-attr]
     # In place where nobody else will read it: fresh memory costs more than the product.
@@ -282,9 +284,13 @@ def _norm_gradients(pair: Pair, chunk: _Chunk) -> tuple[Tensor, Tensor]:
     else:
         shape = (chunk.rows, d.shape[1], -1)
         parts = [product.reshape(shape).sum(2), d.reshape(shape).sum(2)]
-    weights = chunk.weights_for(d)
-    weight, bias = (segment_sums(part, weights, chunk.offsets, chunk.segments) for part in parts)
-    return weight, bias
+    return tuple(_sum_rows(part, chunk) for part in parts)
+
+
+def _sum_rows(rows: Tensor | None, chunk: _Chunk) -> Tensor | None:
+    if rows is None:
+        return None
+    return segment_sums(rows, chunk.weights_for(rows), chunk.offsets, chunk.segments)
 
 
 def _loop_gradients(

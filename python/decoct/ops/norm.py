@@ -44,7 +44,8 @@ def group_norm(
         x is read in place if each channel is a group; other layouts are copied.
     groups : number of groups, which divides C. Mean and variance (divided by n) are those of the
         C / groups channels of a group and all their positions, for each of the N on its own.
-    weight, bias : (C,), by default ones and zeros. float64 ones make all of the call float64.
+    weight, bias : (C,), by default ones and zeros; or (N, C), a row for each of the N, whose gradients then
+        stay apart (a channels-last x is copied for that). float64 ones make all of the call float64.
     epsilon : added to the variance.
     activation : None or ``"relu"``.
     pool : side and stride of the windows that are averaged, over one or two spatial axes; positions at the
@@ -115,8 +116,11 @@ def _parameter(op: str, name: str, value: Tensor | None, x: Tensor) -> Tensor | 
     if value is None:
         return None
     check_tensor(op, name, value, x.device)
-    if value.dim() != 1 or value.shape[0] != x.shape[1]:
-        raise ValueError(f"{op}: {name} must be (C,) with C={x.shape[1]} as in x, got {tuple(value.shape)}")
+    if value.dim() not in (1, 2) or value.shape != x.shape[2 - value.dim() : 2]:
+        raise ValueError(
+            f"{op}: {name} must be (C,) or (N, C) with C={x.shape[1]} and N={x.shape[0]} as in x, got "
+            f"{tuple(value.shape)}"
+        )
     return value
 
 
@@ -167,4 +171,18 @@ def _checked(
     if bias is not None and bias.dtype != compute:
         bias = bias.to(compute)
     x = x if x.dtype == dtype else x.to(dtype)
-    return norm(x, weight, bias, groups, float(epsilon), activation == "relu", pool)[0]
+    options = float(epsilon), activation == "relu", pool
+    if any(p is not None and p.dim() == 2 for p in (weight, bias)):
+        return _by_rows(x, weight, bias, groups, *options)
+    return norm(x, weight, bias, groups, *options)[0]
+
+
+def _by_rows(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, *options: Any) -> Tensor:
+    """With parameters for each image: one image that has the channels of all."""
+    count, channels = x.shape[:2]
+    if count == 0:
+        unused = [p.sum() * 0 for p in (weight, bias) if p is not None]
+        return norm(x, None, None, groups, *options)[0] + sum(unused).to(x.dtype)  # type: ignore[union-attr]
+    flat = [None if p is None else p.expand(count, channels).reshape(-1) for p in (weight, bias)]
+    out = norm(x.reshape(1, count * channels, *x.shape[2:]), *flat, groups * count, *options)[0]
+    return out.reshape(count, channels, *out.shape[2:])
