@@ -26,6 +26,7 @@ from ..objectives import (
     counts_to_offsets,
     seeded,
 )
+from ..ops.gradient_distance import Metric
 from .condenser import Condenser, Phase, Record
 from .pool import FreshNetworks, Pool, TrainedNetworks
 from .synthetic import MultiFormation, Synthetic
@@ -71,7 +72,7 @@ class Recipe:
     identity: float = 0.0
     convnet: float = 1.0
     network: str = "convnet"
-    metric: str = "row_cosine"
+    metric: Metric = "row_cosine"
     tensors: str = "matrices"
     outer: int | None = None
     inner: int | None = None

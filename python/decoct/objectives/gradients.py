@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._gradient_ops import class_gradients, gradient_distance
+from ..ops import class_gradients, gradient_distance
+from ..ops.gradient_distance import METRICS, Metric
 from .context import Context
 from .measure import Measure
 from .objective import REDUCTIONS, Objective, reduce_groups
 
 __all__ = ["GradientMatch", "cross_entropy"]
 
-METRICS = ("row_cosine", "sse", "l1")
+Loss = Callable[[nn.Module, Measure], Tensor]
 # Fewest axes of the parameters that are compared.
 TENSORS = {"all": 0, "matrices": 2, "convolutions": 3}
 
@@ -27,6 +29,34 @@ def cross_entropy(net: nn.Module, measure: Measure) -> Tensor:
     return F.cross_entropy(net(measure.x), measure.y, reduction="none")
 
 
+class _Losses(nn.Module):
+    """A network with the loss of each of its rows in a measure, by their numbers."""
+
+    def __init__(self, net: nn.Module, measure: Measure, loss: Loss) -> None:
+        super().__init__()
+        self.net, self.measure, self.loss = net, measure, loss
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        x, y = self.measure.x, self.measure.y
+        rows = self.measure.replace(x=x[numbers], y=None if y is None else y[numbers], mass=None, groups=None)
+        return self.loss(self.net, rows)
+
+
+def _gradients(net: nn.Module, measure: Measure, loss: Loss, **options: Any) -> list[Tensor]:
+    """Of every group's mass-weighted mean loss, by each parameter that can be trained."""
+    numbers = torch.arange(len(measure), device=measure.x.device)
+    found = class_gradients(
+        _Losses(net, measure, loss),
+        numbers,
+        numbers,
+        measure.groups,
+        loss=lambda losses, _: losses,
+        weights=measure.mass,
+        **options,
+    )
+    return [gradient for gradient in found if gradient is not None]
+
+
 class GradientMatch(Objective):
     """Distance of the gradients that real and synthetic rows give the step's network, group by group.
 
@@ -36,8 +66,8 @@ class GradientMatch(Objective):
         synthetic = torch.autograd.grad(loss(net, rows).mean(), net.parameters(), create_graph=True)
         sum(distance(a.detach(), b) for a, b in zip(real, synthetic))
 
-    metric: "row_cosine", one minus the cosine of every row (output channel) of a parameter, summed; "sse"
-    and "l1", sums of squared and absolute differences.
+    metric: one of :func:`decoct.gradient_distance`; "row_cosine", one minus the cosine of every row (output
+    channel) of a parameter, summed; "sse" and "l1", sums of squared and absolute differences.
     tensors: the parameters that are compared: "all"; "matrices", those with two axes or more, which leaves
     out biases and affine maps of norms; "convolutions", those with three or more, which leaves out linear
     layers too. The defaults of the method of Zhao et al. (ICLR 2021, arXiv 2006.05929) are "row_cosine" and
@@ -45,22 +75,26 @@ class GradientMatch(Objective):
     source: name of the real source. name: key under which the value is recorded.
     reduction: "sum" | "max" | "cvar" (with `tail`, see `reduce_groups`).
 
+    chunk: real rows of one pass through the network; smaller ones bound the memory, that of the activations.
+
     The loss is the context's, or cross entropy where it has none; rows of a measure with masses count with
-    their mass, as given. A group that is missing on one side costs nothing. The network is called for one
-    group at a time and must treat rows alone: `TrainedNetworks` hands out networks whose batch norms use
-    statistics of real rows and whose dropout is off. All parameters with ``requires_grad`` take part.
+    their mass, as given. A group that is missing on one side costs nothing. The network is called for all
+    groups at once (:func:`decoct.class_gradients`) and must treat rows alone: `TrainedNetworks` hands out
+    networks whose batch norms use statistics of real rows and whose dropout is off. All parameters with
+    ``requires_grad`` take part.
     Raises RuntimeError without a network, or where none of its parameters that `tensors` names can be
-    trained.
+    trained; ValueError for a network that mixes rows.
     """
 
     def __init__(
         self,
-        metric: str = "row_cosine",
+        metric: Metric = "row_cosine",
         tensors: str = "matrices",
         *,
         source: str = "real",
         reduction: str = "sum",
         tail: float = 0.5,
+        chunk: int = 256,
         name: str = "gradients",
     ) -> None:
         super().__init__()
@@ -74,7 +108,9 @@ class GradientMatch(Objective):
                     f"GradientMatch: {argument} must be one of {', '.join(known)}, got {value!r}"
                 )
         self.metric, self.tensors, self.source = metric, tensors, source
-        self.reduction, self.tail, self.name = reduction, tail, name
+        if chunk < 1:
+            raise ValueError(f"GradientMatch: chunk must be positive, got {chunk}")
+        self.reduction, self.tail, self.chunk, self.name = reduction, tail, chunk, name
 
     def values(self, context: Context) -> tuple[Tensor, Tensor]:
         """Distances (G,), zero where a group is missing, and which groups are present, (G,) bool."""
@@ -89,11 +125,10 @@ class GradientMatch(Objective):
         kept = present.nonzero().flatten().tolist()
         if not kept:
             return synthetic.x.sum() * 0 * torch.ones(len(present), device=synthetic.x.device), present
-        loss: Callable[[nn.Module, Measure], Tensor] = context.loss or cross_entropy
-        with torch.enable_grad():
-            wanted = tuple(gradient.detach() for gradient in class_gradients(net, real.select(kept), loss))
-        found = class_gradients(net, synthetic.select(kept), loss, create_graph=True)
-        values = gradient_distance(wanted, found, self.metric, used)
+        loss: Loss = context.loss or cross_entropy
+        wanted = _gradients(net, real.select(kept), loss, chunk_size=self.chunk)
+        found = _gradients(net, synthetic.select(kept), loss, create_graph=True)
+        values = gradient_distance(wanted, found, self.metric, classes=True, tensors=used)
         if len(kept) < len(present):
             values = values.new_zeros(len(present)).index_put(
                 (torch.tensor(kept, device=values.device),), values

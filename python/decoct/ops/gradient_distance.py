@@ -14,7 +14,7 @@ from decoct.ops._backend import dtype_name
 from decoct.ops._gradient_distance import distance
 from decoct.ops._transforms import public
 
-__all__ = ["Metric", "RowAxis", "Tensors", "check_options", "gradient_distance"]
+__all__ = ["METRICS", "Metric", "RowAxis", "Tensors", "check_options", "gradient_distance"]
 
 Metric = Literal["row_cosine", "cosine", "cosine_l2", "sse", "l1", "l1_mean"]
 METRICS = ("row_cosine", "cosine", "cosine_l2", "sse", "l1", "l1_mean")
