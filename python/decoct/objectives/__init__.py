@@ -4,6 +4,7 @@ from .context import Context, seeded
 from .discrepancies import MMD, Sinkhorn
 from .features import FeatureMap, Identity, NetFeatures
 from .gradients import GradientMatch, cross_entropy
+from .groups import GroupObjective
 from .match import Match
 from .measure import Measure, counts_to_offsets
 from .objective import Objective, WeightedSum, reduce_groups
@@ -16,6 +17,7 @@ __all__ = [
     "FeatureMap",
     "FeatureMean",
     "GradientMatch",
+    "GroupObjective",
     "Identity",
     "Match",
     "Measure",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from ..ops import class_gradients, gradient_distance
 from ..ops.gradient_distance import METRICS, Metric
 from .context import Context
+from .groups import GroupObjective
 from .measure import Measure
-from .objective import REDUCTIONS, Objective, reduce_groups
 
 __all__ = ["GradientMatch", "cross_entropy"]
 
@@ -57,7 +57,7 @@ def _gradients(net: nn.Module, measure: Measure, loss: Loss, **options: Any) -> 
     return [gradient for gradient in found if gradient is not None]
 
 
-class GradientMatch(Objective):
+class GradientMatch(GroupObjective):
     """Distance of the gradients that real and synthetic rows give the step's network, group by group.
 
     Equivalent to, summed over groups::
@@ -72,16 +72,13 @@ class GradientMatch(Objective):
     out biases and affine maps of norms; "convolutions", those with three or more, which leaves out linear
     layers too. The defaults of the method of Zhao et al. (ICLR 2021, arXiv 2006.05929) are "row_cosine" and
     "matrices"; those of IDC (Kim et al., ICML 2022, arXiv 2205.14959) are "l1" or "sse" and "convolutions".
-    source: name of the real source. name: key under which the value is recorded.
-    reduction: "sum" | "max" | "cvar" (with `tail`, see `reduce_groups`).
-
     chunk: real rows of one pass through the network; smaller ones bound the memory, that of the activations.
+    source, reduction, tail, name: see `GroupObjective`.
 
     The loss is the context's, or cross entropy where it has none; rows of a measure with masses count with
-    their mass, as given. A group that is missing on one side costs nothing. The network is called for all
-    groups at once (:func:`decoct.class_gradients`) and must treat rows alone: `TrainedNetworks` hands out
-    networks whose batch norms use statistics of real rows and whose dropout is off. All parameters with
-    ``requires_grad`` take part.
+    their mass, as given. The network is called for all groups at once (:func:`decoct.class_gradients`) and
+    must treat rows alone: `TrainedNetworks` hands out networks whose batch norms use statistics of real rows
+    and whose dropout is off. All parameters with ``requires_grad`` take part.
     Raises RuntimeError without a network, or where none of its parameters that `tensors` names can be
     trained; ValueError for a network that mixes rows.
     """
@@ -97,49 +94,29 @@ class GradientMatch(Objective):
         chunk: int = 256,
         name: str = "gradients",
     ) -> None:
-        super().__init__()
+        super().__init__(source=source, reduction=reduction, tail=tail, name=name)
         for argument, value, known in (
             ("metric", metric, METRICS),
             ("tensors", tensors, tuple(TENSORS)),
-            ("reduction", reduction, REDUCTIONS),
         ):
             if value not in known:
                 raise ValueError(
                     f"GradientMatch: {argument} must be one of {', '.join(known)}, got {value!r}"
                 )
-        self.metric, self.tensors, self.source = metric, tensors, source
         if chunk < 1:
             raise ValueError(f"GradientMatch: chunk must be positive, got {chunk}")
-        self.reduction, self.tail, self.chunk, self.name = reduction, tail, chunk, name
+        self.metric, self.tensors, self.chunk = metric, tensors, chunk
 
     def values(self, context: Context) -> tuple[Tensor, Tensor]:
-        """Distances (G,), zero where a group is missing, and which groups are present, (G,) bool."""
-        net, used = self._network(context)
-        real, synthetic = context.real_view(self.source), context.synthetic_view()
-        if real.group_count != synthetic.group_count:
-            raise ValueError(
-                f"GradientMatch: source {self.source!r} has {real.group_count} groups, the synthetic measure "
-                f"{synthetic.group_count}"
-            )
-        present = (real.counts > 0) & (synthetic.counts > 0)
-        kept = present.nonzero().flatten().tolist()
-        if not kept:
-            return synthetic.x.sum() * 0 * torch.ones(len(present), device=synthetic.x.device), present
-        loss: Loss = context.loss or cross_entropy
-        wanted = _gradients(net, real.select(kept), loss, chunk_size=self.chunk)
-        found = _gradients(net, synthetic.select(kept), loss, create_graph=True)
-        values = gradient_distance(wanted, found, self.metric, classes=True, tensors=used)
-        if len(kept) < len(present):
-            values = values.new_zeros(len(present)).index_put(
-                (torch.tensor(kept, device=values.device),), values
-            )
-        return values, present
+        self._network(context)  # refused before any row is drawn
+        return super().values(context)
 
-    def forward(self, context: Context) -> Tensor:
-        values, present = self.values(context)
-        result = reduce_groups(values, present, self.reduction, self.tail)
-        context.terms[self.name] = result.detach()
-        return result
+    def compare(self, context: Context, real: Measure, synthetic: Measure, kept: Sequence[int]) -> Tensor:
+        net, used = self._network(context)
+        loss: Loss = context.loss or cross_entropy
+        wanted = _gradients(net, real, loss, chunk_size=self.chunk)
+        found = _gradients(net, synthetic, loss, create_graph=True)
+        return gradient_distance(wanted, found, self.metric, classes=True, tensors=used)
 
     def _network(self, context: Context) -> tuple[nn.Module, list[bool]]:
         """The step's network, and which of its trainable parameters are compared."""
