@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import peaks
+from decoct.networks import ConvNet
 
 Shapes = list[tuple[int, ...]]
 
@@ -57,12 +58,10 @@ class Case:
             return f"distance {self.network} {self.classes}"
         return f"{self.kind} step {self.classes}x({self.images_real},{self.images_synthetic})"
 
-    def net(self) -> nn.Module:
-        """The standard ConvNet, the same weights each time."""
-        from decoct.networks import ConvNet
-
+    def net(self, fused: bool = True) -> ConvNet:
+        """The standard ConvNet, the same weights each time; not `fused`: torch's own norm and pooling."""
         generator = torch.Generator().manual_seed(1)
-        return ConvNet((3, self.size, self.size), self.classes, generator=generator)
+        return ConvNet((3, self.size, self.size), self.classes, fused=fused, generator=generator)
 
     def rows(self) -> tuple[Any, Any]:
         """Of a distance: lists of tensors (classes, *shape), real and synthetic. Of a step: images."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from contenders import OURS, Contender
@@ -64,20 +64,8 @@ def _match_loss(compiled: bool) -> Callable[..., Any]:
 # Steps of gradient matching: the gradient of the distance, summed over classes, by the synthetic images.
 
 
-def plain_net(case: Case, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The weights of case.net() in a network of torch's own layers."""
-    layers: list[nn.Module] = []
-    for channels in (3, 128, 128):
-        layers += [nn.Conv2d(channels, 128, 3, padding=1), nn.GroupNorm(128, 128), nn.ReLU(), nn.AvgPool2d(2)]
-    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * (case.size // 8) ** 2, case.classes)).to(dtype)
-    with torch.no_grad():
-        for own, other in zip(net.parameters(), case.net().parameters(), strict=True):
-            own.copy_(other)
-    return net
-
-
 def plain_step(case: Case, x: Tensor, y: Tensor) -> Any:
-    net = plain_net(case, y.dtype)
+    net = case.net(fused=False).to(y.dtype)
     parameters = list(net.parameters())
     label = case.targets(1)
 
@@ -99,7 +87,7 @@ def plain_step(case: Case, x: Tensor, y: Tensor) -> Any:
 
 def compiled_step(case: Case, x: Tensor, y: Tensor) -> Any:
     """The whole of the synthetic side, and the real one, as compiled functional transforms."""
-    net = plain_net(case)
+    net = case.net(fused=False)
     parameters = {name: p.detach() for name, p in net.named_parameters()}
 
     def loss(weights: dict[str, Tensor], images: Tensor, targets: Tensor) -> Tensor:
@@ -163,16 +151,15 @@ def _dm_step(fused: bool) -> Callable[..., Any]:
     def build(case: Case, x: Tensor, y: Tensor) -> Any:
         import decoct
 
-        net = case.net() if fused else plain_net(case, y.dtype)
-        features = net.features if fused else net[:-1]
+        net = case.net(fused).to(y.dtype)
         for parameter in net.parameters():
             parameter.requires_grad_(False)
         offsets = [_offsets(case, images) for images in (case.images_real, case.images_synthetic)]
 
         def call() -> tuple[Tensor, Tensor]:
             with torch.no_grad():
-                real = features(x)
-            values = decoct.mmd(real, features(y), "linear", x_offsets=offsets[0], y_offsets=offsets[1])
+                real = net.features(x)
+            values = decoct.mmd(real, net.features(y), "linear", x_offsets=offsets[0], y_offsets=offsets[1])
             return values.detach(), torch.autograd.grad(values.sum(), y)[0]
 
         return call

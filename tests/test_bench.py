@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,23 @@ def test_published_recipes(bench: Path) -> None:
     assert accuracy.training("dc", digits, None).epochs == 300
     with pytest.raises(ValueError, match="no published recipe"):
         accuracy.published_recipe("sinkhorn", digits, [1] * 10)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["distance", "dc", "dm"])
+def test_a_gradient_row(bench: Path, tmp_path: Path, number: int) -> None:
+    """The same numbers as the plain code in float64, by fewer ops. What is compiled is left out: it takes
+    minutes."""
+    import bench_gradients
+    import row
+
+    case = bench_gradients.OP.quick[number]
+    out = tmp_path / "row.json"
+    compiled = ["match_loss, compiled", "functional transforms, compiled"]
+    job = {"op": "gradients", "case": asdict(case), "threads": 1, "stage": "time", "budget": 0.01}
+    row.main({**job, "skip": compiled}, out)
+    ours, plain = json.loads(out.read_text())["contenders"].values()
+    assert max(ours["error"].values()) < 1e-5
+    assert ours["ops"] < plain["ops"]
+    assert bench_gradients.OP.work(case, ours) is not None
+    whole = {"name": case.name, "case": asdict(case), "threads": 1, "contenders": {"decoct": ours}}
+    assert isinstance(bench_gradients.OP.verdicts([whole]), list)

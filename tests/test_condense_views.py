@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from decoct.augment import STRATEGIES, Augmentation
-from decoct.networks import MLP, ConvNet, HalvingPool, InstanceNorm, build, reset
+from decoct.networks import MLP, ConvNet, build, reset
 from decoct.objectives import seeded
 
 
@@ -170,36 +170,6 @@ def test_mlp_is_the_composition_of_its_layers():
     hidden = F.relu(F.linear(x.flatten(1), net.blocks[0].weight, net.blocks[0].bias))
     torch.testing.assert_close(net.features(x), hidden)
     assert net(x).shape == (3, 4)
-
-
-@pytest.mark.parametrize("side", [4, 7, 16])
-def test_instance_norm_is_the_same_in_both_layouts(side):
-    norm = InstanceNorm(6)
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    plain = (torch.randn(5, 6, side, side, generator=seeded(0)) * 3 + 2).requires_grad_()
-    last = plain.detach().to(memory_format=torch.channels_last).requires_grad_()
-    expected = F.group_norm(plain, 6, norm.weight, norm.bias)
-    torch.testing.assert_close(norm(plain), expected)
-    torch.testing.assert_close(norm(last), expected, rtol=1e-4, atol=1e-5)
-    weights = torch.randn(expected.shape, generator=seeded(1))
-    (a,) = torch.autograd.grad((expected * weights).sum(), plain)
-    (b,) = torch.autograd.grad((norm(last) * weights).sum(), last)
-    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize(("height", "width"), [(2, 2), (8, 6), (7, 9)])
-def test_halving_pool_is_average_pooling_in_both_layouts(height, width):
-    plain = torch.randn(3, 4, height, width, generator=seeded(0), requires_grad=True)
-    last = plain.detach().to(memory_format=torch.channels_last).requires_grad_()
-    expected = F.avg_pool2d(plain, 2)
-    weights = torch.randn(expected.shape, generator=seeded(1))
-    (gradient,) = torch.autograd.grad((expected * weights).sum(), plain)
-    for x in (plain, last):
-        torch.testing.assert_close(HalvingPool()(x), expected)
-        torch.testing.assert_close(torch.autograd.grad((HalvingPool()(x) * weights).sum(), x)[0], gradient)
-    low = HalvingPool()(plain.detach().bfloat16())
-    torch.testing.assert_close(low.float(), expected.detach(), rtol=0.02, atol=0.02)
 
 
 def test_fresh_weights_follow_the_generator_and_torchs_distribution():

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from decoct.networks import FusedNorm, InstanceNorm
+from decoct.networks import FusedNorm
 
 __all__ = ["Capture", "Convolution", "Pair", "capture"]
 
@@ -137,7 +137,6 @@ _FORWARDS = (
     nn.Conv2d.forward,
     nn.GroupNorm.forward,
     nn.LayerNorm.forward,
-    InstanceNorm.forward,
     FusedNorm.forward,
     _InstanceNorm.forward,
     _BatchNorm.forward,

@@ -8,7 +8,6 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
 from decoct.ops.norm import group_norm
@@ -42,44 +41,6 @@ def reset(net: nn.Module, generator: torch.Generator | None = None) -> nn.Module
                     f"reset: layer {name!r} is a {type(layer).__name__}, expected convolution, linear or norm"
                 )
     return net
-
-
-class InstanceNorm(nn.GroupNorm):
-    """``GroupNorm(width, width)`` with a form of its own for channels-last images.
-
-    torch's kernel for that layout is up to ten times slower than for the contiguous one (CPU, 16x16 and
-    smaller). Statistics are those of each image and channel; the affine map is (width,), (width,).
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.is_contiguous() or x.dtype != torch.float32:
-            return super().forward(x)
-        count, channels, height, width = x.shape
-        rows = x.permute(0, 2, 3, 1).reshape(count, height * width, channels)
-        rows = rows - rows.mean(1, keepdim=True)
-        factor = ((rows * rows).mean(1, keepdim=True) + self.eps).rsqrt() * self.weight
-        out = torch.addcmul(self.bias, rows, factor)
-        return out.view(count, height, width, channels).permute(0, 3, 1, 2)
-
-
-class HalvingPool(nn.Module):
-    """``AvgPool2d(2)``, with a form of its own for contiguous images; an odd last row or column is dropped.
-
-    torch's kernel for that layout runs pixel by pixel (CPU). Here two rows are added, and neighbours in a row
-    are averaged by a matrix product: three times faster in float32, fifteen times in bfloat16 (32x32).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not x.is_contiguous():
-            return F.avg_pool2d(x, 2)
-        count, channels, height, width = x.shape
-        down, across = height // 2, width // 2
-        pairs = x[..., : 2 * down, : 2 * across].reshape(count, channels, down, 2, 2 * across)
-        halve = 0.25 * torch.eye(across, dtype=x.dtype, device=x.device).repeat_interleave(2, 0)
-        return (pairs[..., 0, :] + pairs[..., 1, :]) @ halve
 
 
 class FusedNorm(nn.GroupNorm):
@@ -134,7 +95,7 @@ def _is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
 
 def _can_fuse(module: nn.Module) -> bool:
     """Whether a normalisation is computed from its parameters and its input alone."""
-    if _is_plain(module, nn.GroupNorm, InstanceNorm):
+    if _is_plain(module, nn.GroupNorm):
         return True
     # Parametrised modules are of a class of their own; running statistics are used in place of the input's.
     return _is_plain(module, *_INSTANCE_NORMS) and not module.track_running_stats
@@ -142,8 +103,6 @@ def _can_fuse(module: nn.Module) -> bool:
 
 def _window(module: nn.Module) -> int | None:
     """The side of a pooling module's windows, where it averages whole squares that touch."""
-    if _is_plain(module, HalvingPool):
-        return 2
     if not _is_plain(module, nn.AvgPool1d, nn.AvgPool2d):
         return None
     axes = 1 if type(module) is nn.AvgPool1d else 2
@@ -231,9 +190,9 @@ class ConvNet(nn.Module):
             padding = 3 if block == 0 and channels == 1 and not small else 1
             layers += [
                 nn.Conv2d(channels if block == 0 else self.width, self.width, 3, padding=padding),
-                InstanceNorm(self.width),
+                nn.GroupNorm(self.width, self.width),
                 nn.ReLU(),
-                HalvingPool(),
+                nn.AvgPool2d(2),
             ]
             height, width_in = (height + 2 * padding - 2) // 2, (width_in + 2 * padding - 2) // 2
             if min(height, width_in) < 1:
