@@ -134,24 +134,26 @@ class TestEdges:
             turned = distance(real0=r.T.contiguous(), synthetic0=s.T.contiguous(), metric=metric, row_axis=1)
             torch.testing.assert_close(turned, plain, rtol=1e-13, atol=0)
 
-    @given(
-        st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple), min_size=1, max_size=5),
-        st.sampled_from(METRICS),
-        st.sampled_from([0, -1, None]),
-        st.sampled_from(["product", "clamp"]),
-        st.integers(0, 3),
-    )
-    def test_any_shapes(self, shapes: Any, metric: str, axis: Any, form: str, classes: int) -> None:
-        tensors = named(shapes, *[classes] * bool(classes), seed=len(shapes))
-        options = {"metric": metric, "row_axis": axis, "epsilon_form": form, "epsilon": 0.1, "tensors": "all"}
-        options["classes"] = bool(classes)
-        inputs = dict(zip(tensors, leaves(list(tensors.values())), strict=True))
-        ours, theirs = distance(**inputs, **options), twin(**inputs, **options)
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-        for name, tensor in inputs.items():
-            mine = torch.autograd.grad(ours.sum(), tensor, retain_graph=True)[0]
-            expected = torch.autograd.grad(theirs.sum(), tensor, retain_graph=True)[0]
-            torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-12, msg=name)
+
+@pytest.mark.usefixtures("backend")
+@given(
+    st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple), min_size=1, max_size=5),
+    st.sampled_from(METRICS),
+    st.sampled_from([0, -1, None]),
+    st.sampled_from(["product", "clamp"]),
+    st.integers(0, 3),
+)
+def test_any_shapes(shapes: Any, metric: str, axis: Any, form: str, classes: int) -> None:
+    tensors = named(shapes, *[classes] * bool(classes), seed=len(shapes))
+    options = {"metric": metric, "row_axis": axis, "epsilon_form": form, "epsilon": 0.1, "tensors": "all"}
+    options["classes"] = bool(classes)
+    inputs = dict(zip(tensors, leaves(list(tensors.values())), strict=True))
+    ours, theirs = distance(**inputs, **options), twin(**inputs, **options)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for name, tensor in inputs.items():
+        mine = torch.autograd.grad(ours.sum(), tensor, retain_graph=True)[0]
+        expected = torch.autograd.grad(theirs.sum(), tensor, retain_graph=True)[0]
+        torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-12, msg=name)
 
 
 class TestBackward:
@@ -269,6 +271,27 @@ class TestTransforms:
             results.append(torch.autograd.grad(sum(g.sin().sum() for g in gradients), inputs))
         for mine, theirs in zip(*results, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_results_past_the_caches(metric: str) -> None:
+    """More than fits into any cache; rows that start at whole vectors and others."""
+    real, synthetic = (
+        [torch.randn(4400, 2048), torch.randn(100, 333)] for _ in range(2)
+    )  # 36 MiB, of which the first rows are aligned
+    live = leaves(synthetic)
+    found = torch.autograd.grad(decoct.gradient_distance(real, live, metric), live)
+    torch.set_num_threads(2)
+    again = torch.autograd.grad(decoct.gradient_distance(real, live, metric), live)
+    turned = torch.autograd.grad(decoct.gradient_distance(live, real, metric), live)
+    for i in (0, 1):
+        assert torch.equal(again[i], found[i])
+        torch.testing.assert_close(turned[i], found[i])
+    part = [t[:50].double() for t in (real[0], live[0].detach())]
+    if metric not in ("cosine",):  # which rows do not share
+        one = part[1].requires_grad_()
+        (expected,) = torch.autograd.grad(reference.gradient_distance(part[:1], [one], metric), one)
+        torch.testing.assert_close(found[0][:50].double(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_threads_and_pieces() -> None:

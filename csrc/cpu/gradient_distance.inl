@@ -71,6 +71,31 @@ DECOCT_INLINE void store_first(T* p, vec<T> v, int64_t count) {
   std::memcpy(p, &v, (count < width<T> ? count : width<T>)*sizeof(T));
 }
 
+// Past the caches, to whole vectors' addresses. For results that fit into no cache: an ordinary store reads
+// what it overwrites.
+#if defined(__AVX512F__)
+DECOCT_INLINE void store_past_caches(void* p, const void* v) {
+  _mm512_stream_si512((__m512i*)p, _mm512_loadu_si512(v));
+}
+#elif defined(__AVX2__)
+DECOCT_INLINE void store_past_caches(void* p, const void* v) {
+  _mm256_stream_si256((__m256i*)p, _mm256_loadu_si256((const __m256i*)v));
+}
+#else
+DECOCT_INLINE void store_past_caches(void* p, const void* v) {
+  std::memcpy(p, v, kBytes);
+}
+#endif
+
+// Other threads see what was stored past the caches.
+DECOCT_INLINE void finish_stores() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
+constexpr int64_t kCachedBytes = 16 << 20;  // of a side's results: more go past the caches
+
 template <class T>
 constexpr int64_t kRun = 64 * width<T>;
 
@@ -80,9 +105,12 @@ struct GradientPlace {
   const E *a, *b;
   const T *u, *w;
   T *out_a, *out_b;
+  bool past_caches;
 
   GradientPlace at(int64_t k) const {
-    return {a + k, b + k, u ? u + k : u, w ? w + k : w, out_a ? out_a + k : out_a, out_b ? out_b + k : out_b};
+    return {
+        a + k,      b + k, u ? u + k : u, w ? w + k : w, out_a ? out_a + k : out_a, out_b ? out_b + k : out_b,
+        past_caches};
   }
 };
 
@@ -185,10 +213,23 @@ struct GradientRows {
   static void write_run(const Written& c, const Place& p, int64_t n) {
     int64_t i = 0;
     if (p.out_b && !p.out_a)
-      for (; i + width<T> <= n; i += width<T>) store(p.out_b + i, out_b(c, read(p, i, width<T>)));
+      i = write_side(p.out_b, p.past_caches, n, [&](int64_t k) { return out_b(c, read(p, k, width<T>)); });
     else if (p.out_a && !p.out_b)
-      for (; i + width<T> <= n; i += width<T>) store(p.out_a + i, out_a(c, read(p, i, width<T>)));
+      i = write_side(p.out_a, p.past_caches, n, [&](int64_t k) { return out_a(c, read(p, k, width<T>)); });
     for (; i < n; i += width<T>) write_some(c, p, i, n - i);
+  }
+  // Whole vectors; returns where they end.
+  template <class Make>
+  DECOCT_INLINE int64_t write_side(T* out, bool past_caches, int64_t n, Make make) {
+    int64_t i = 0;
+    if (past_caches && (uintptr_t)out % kBytes == 0)
+      for (; i + width<T> <= n; i += width<T>) {
+        const vec<T> v = make(i);
+        store_past_caches(out + i, &v);
+      }
+    else
+      for (; i + width<T> <= n; i += width<T>) store(out + i, make(i));
+    return i;
   }
   DECOCT_INLINE void write_some(const Written& c, const Place& p, int64_t i, int64_t count) {
     const Vectors v = read(p, i, count);
@@ -264,7 +305,7 @@ struct GradientElements {
     for (int64_t k = 0; k < n; k += kRun<T>) {
       const int64_t end = k + kRun<T> < n ? k + kRun<T> : n;
       vec<T> sum{};
-      const auto step = [&](int64_t i, int64_t count) {
+      const auto step = [&](int64_t i, int64_t count, bool past) {
         vec<T> out;
         if constexpr (Second) {
           const vec<T> moved = load_first<T>(p.w + i, count) - load_first<T>(p.u + i, count);
@@ -275,11 +316,13 @@ struct GradientElements {
           out = slope<Square>(difference, scale);
         }
         if (p.out_a) store_first(p.out_a + i, -out, count);
-        if (p.out_b) store_first(p.out_b + i, out, count);
+        if (p.out_b) past ? store_past_caches(p.out_b + i, &out) : store_first(p.out_b + i, out, count);
       };
       int64_t i = k;
-      for (; i + width<T> <= end; i += width<T>) step(i, width<T>);
-      if (i < end) step(i, end - i);
+      if (p.past_caches && (uintptr_t)(p.out_b + k) % kBytes == 0)
+        for (; i + width<T> <= end; i += width<T>) step(i, width<T>, true);
+      for (; i + width<T> <= end; i += width<T>) step(i, width<T>, false);
+      if (i < end) step(i, end - i, false);
       if constexpr (!Second) value += (double)sum_lanes<T>(sum);
     }
     return value * (Square ? 1.0 : share);
@@ -323,7 +366,8 @@ struct GradientRun {
             in_flat(a.tangent_real),
             in_flat(a.tangent_synthetic),
             in_flat(a.out_real),
-            in_flat(a.out_synthetic)};
+            in_flat(a.out_synthetic),
+            layout().classes * layout().elements * (int64_t)sizeof(T) > kCachedBytes};
   }
 
   // use(GradientRows): one copy of the code for each case.
@@ -424,11 +468,15 @@ struct GradientRun {
   void run() const {
     const int64_t tasks = layout().classes * layout().tasks;
     const int threads = layout().classes * layout().elements < (1 << 15) ? 1 : a.threads;
-    cpu::parallel_for(tasks, threads, (void*)this,
-                      [](void* self, int64_t task, int) { ((const GradientRun*)self)->first(task); });
+    cpu::parallel_for(tasks, threads, (void*)this, [](void* self, int64_t task, int) {
+      ((const GradientRun*)self)->first(task);
+      finish_stores();
+    });
     if (layout().pieces && (a.out_real || a.out_synthetic))
-      cpu::parallel_for(tasks, threads, (void*)this,
-                        [](void* self, int64_t task, int) { ((const GradientRun*)self)->write(task); });
+      cpu::parallel_for(tasks, threads, (void*)this, [](void* self, int64_t task, int) {
+        ((const GradientRun*)self)->write(task);
+        finish_stores();
+      });
     for (int64_t c = 0; !second && c < layout().classes; ++c) ((T*)a.value)[c] = (T)value(c);
   }
 };

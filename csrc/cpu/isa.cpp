@@ -34,13 +34,19 @@ const Engine* choose() {
 
 // Large scratch on huge pages: a fresh 64 MiB costs 16000 page faults otherwise, and rows 8 KiB apart a TLB
 // miss each.
-static const Execution& on_huge_pages(const Execution& e) {
+static void on_huge_pages(void* memory, int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t page = uintptr_t{2} << 20;
-  const uintptr_t begin = ((uintptr_t)e.workspace + page - 1) & ~(page - 1);
-  const uintptr_t end = ((uintptr_t)e.workspace + (uintptr_t)e.workspace_bytes) & ~(page - 1);
+  const uintptr_t begin = ((uintptr_t)memory + page - 1) & ~(page - 1);
+  const uintptr_t end = ((uintptr_t)memory + (uintptr_t)bytes) & ~(page - 1);
   if (begin < end) madvise((void*)begin, end - begin, MADV_HUGEPAGE);  // advice: a refusal changes nothing
+#else
+  (void)memory, (void)bytes;
 #endif
+}
+
+static const Execution& on_huge_pages(const Execution& e) {
+  on_huge_pages(e.workspace, e.workspace_bytes);
   return e;
 }
 
@@ -70,6 +76,11 @@ void mean_bandwidth(const Clouds& clouds, const Execution& e) {
   cpu::engine().mean_bandwidth(clouds, e);
 }
 void gradient_distance(const GradientArguments& a) {
+  // Results of a size at which allocators ask the system for fresh memory.
+  const int64_t bytes = a.layout->classes * a.layout->elements * (a.layout->dtype == DType::float64 ? 8 : 4);
+  if (bytes >= 32 << 20)
+    for (void* out : {a.out_real, a.out_synthetic})
+      if (out) cpu::on_huge_pages(out, bytes);
   cpu::engine().gradient_distance(a);
 }
 void group_norm(const NormArguments& a, const Execution& e) {

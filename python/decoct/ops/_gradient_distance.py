@@ -62,7 +62,9 @@ def _run(
     sides = [[t if t.is_contiguous() else t.contiguous() for t in side] for side in (real, synthetic)]
     value = torch.empty(classes if tangents is None else 0, dtype=dtype, device=device)
     elements = sum(t.numel() for t in synthetic)
-    out = [torch.empty(elements if need & side else 0, dtype=dtype, device=device) for side in (1, 2)]
+    out = [
+        torch.empty(elements if need & side else 0, dtype=dtype, device=device) for side in (REAL, SYNTHETIC)
+    ]
     moved = (None, None) if tangents is None else tuple(t.contiguous() for t in tangents)
     kept = scratch(size, device)
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
@@ -347,7 +349,7 @@ def _given_away(flat: Tensor, like: Sequence[Tensor], bar: Tensor, classes: int)
     """Gradients that nobody else has, times what arrives: in place, and on the CPU not at all where it is
     1."""
     dtype = like[0].dtype
-    if flat.device.type == "cpu" and bool((bar == 1).all()):
+    if flat.device.type == "cpu" and (bar.item() == 1 if classes == 1 else bool((bar == 1).all())):
         return _views(flat.to(dtype), like)
     if classes == 1:
         return _views(flat.mul_(bar).to(dtype), like)

@@ -92,9 +92,8 @@ def gradient_distance(
     ValueError
         For lists of different lengths, shapes or devices, and options out of range.
     """
-    real, synthetic = _checked_lists(real, synthetic)
+    real, synthetic, shapes, dtype = _checked_lists(real, synthetic)
     check_options(OP, metric, epsilon, epsilon_form, classes)
-    shapes = tuple(t.shape for t in synthetic)
     chosen = tensors if tensors is None or isinstance(tensors, str) else tuple(tensors)
     axes = row_axis if row_axis is None or isinstance(row_axis, int) else tuple(row_axis)
     select = _selection.__wrapped__ if torch.compiler.is_compiling() else _selection
@@ -106,11 +105,15 @@ def gradient_distance(
         return value.expand(count) if classes else value
     if len(indices) < len(real):
         real, synthetic = [real[i] for i in indices], [synthetic[i] for i in indices]
-    real, synthetic = _of_one_dtype(real, synthetic)
+    if dtype is None:
+        real, synthetic = _of_one_dtype(real, synthetic)
     return distance(real, synthetic, (triples, count, metric, epsilon_form, float(epsilon)), not classes)
 
 
-def _checked_lists(real: Any, synthetic: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+def _checked_lists(
+    real: Any, synthetic: Any
+) -> tuple[Sequence[Tensor], Sequence[Tensor], tuple[torch.Size, ...], torch.dtype | None]:
+    """The lists, the shapes of their tensors, and their dtype if they all have the same."""
     for name, value in (("real", real), ("synthetic", synthetic)):
         if isinstance(value, Tensor) or not hasattr(value, "__iter__"):
             raise TypeError(f"{OP}: {name} must be a list of tensors, got {type(value).__name__}")
@@ -124,13 +127,15 @@ def _checked_lists(real: Any, synthetic: Any) -> tuple[Sequence[Tensor], Sequenc
         )
     # The usual case by few steps: a message needs more.
     both = [*real, *synthetic]
-    if (
-        all(isinstance(t, Tensor) for t in both)
-        and [t.shape for t in real] == [t.shape for t in synthetic]
-        and {t.dtype for t in both} <= _FLOATS
-        and len({t.device for t in both}) == 1
-    ):
-        return real, synthetic
+    if all(isinstance(t, Tensor) for t in both):
+        shapes = tuple([t.shape for t in synthetic])
+        dtypes = {t.dtype for t in both}
+        if (
+            tuple([t.shape for t in real]) == shapes
+            and dtypes <= _FLOATS
+            and len({t.device for t in both}) == 1
+        ):
+            return real, synthetic, shapes, dtypes.pop() if len(dtypes) == 1 else None
     device = real[0].device if isinstance(real[0], Tensor) else None
     for i, pair in enumerate(zip(real, synthetic, strict=True)):
         for name, value in zip(("real", "synthetic"), pair, strict=True):
@@ -150,7 +155,7 @@ def _checked_lists(real: Any, synthetic: Any) -> tuple[Sequence[Tensor], Sequenc
                 f"{OP}: synthetic[{i}] must be {tuple(pair[0].shape)} as real[{i}] is, "
                 f"got {tuple(pair[1].shape)}"
             )
-    return real, synthetic
+    raise AssertionError("lists that are refused have a reason")
 
 
 def check_options(op: str, metric: Any, epsilon: Any, epsilon_form: Any, classes: Any) -> None:
@@ -231,8 +236,6 @@ def _of_one_dtype(
     real: Sequence[Tensor], synthetic: Sequence[Tensor]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     dtype = real[0].dtype
-    if all(t.dtype == dtype for t in real) and all(t.dtype == dtype for t in synthetic):
-        return real, synthetic
     for t in (*real, *synthetic):
         dtype = torch.promote_types(dtype, t.dtype)
     return [t.to(dtype) for t in real], [t.to(dtype) for t in synthetic]
