@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 import torch
@@ -68,8 +68,9 @@ def run_all(
         # Set before the pool starts: its threads take this number over. The callers' number comes back below.
         torch.set_num_threads(1)
         pool = ThreadPoolExecutor(min(threads, MOST_WORKERS, len(small)))
+        places: dict[Future[tuple[float, float]], int] = {}
         try:
-            places = {pool.submit(runs[index]): index for index in small}
+            places.update((pool.submit(runs[index]), index) for index in small)
             report(done, len(runs), runs[small[0]].text)
             for future in as_completed(places):
                 finish(places[future], future.result())
@@ -77,6 +78,9 @@ def run_all(
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
+            for future, index in places.items():  # what ended while an interruption was on its way
+                if outcomes[index] is None and not future.cancelled() and future.exception() is None:
+                    finish(index, future.result())
     for index, run in enumerate(runs):
         if outcomes[index] is None:
             report(done, len(runs), run.text)
