@@ -148,9 +148,13 @@ def test_a_gradient_row(bench: Path, tmp_path: Path, number: int) -> None:
     compiled = ["match_loss, compiled", "functional transforms, compiled"]
     job = {"op": "gradients", "case": asdict(case), "threads": 1, "stage": "time", "budget": 0.01}
     row.main({**job, "skip": compiled}, out)
-    ours, plain = json.loads(out.read_text())["contenders"].values()
+    found = json.loads(out.read_text())["contenders"]
+    ours, plain = found.values()
     assert max(ours["error"].values()) < 1e-5
     assert ours["ops"] < plain["ops"]
     assert bench_gradients.OP.work(case, ours) is not None
-    whole = {"name": case.name, "case": asdict(case), "threads": 1, "contenders": {"decoct": ours}}
-    assert isinstance(bench_gradients.OP.verdicts([whole]), list)
+    whole = {"name": case.name, "case": asdict(case), "threads": 1, "contenders": found}
+    compared = [what for what, *_ in bench_gradients.OP.verdicts([whole])]
+    lines = {"distance": 0, "dc": 2, "dm": 1}  # times, and for gradient matching the ops too
+    assert len(compared) == lines[case.kind]
+    assert all(what.startswith(f"{case.name}: ") for what in compared)
