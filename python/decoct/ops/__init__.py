@@ -1,7 +1,8 @@
 """One public function for each op: it checks its arguments, then calls a torch.library op, which looks up the
 compiled engine of the tensors' device in `backends`."""
 
-from decoct.ops._backend import backends, release_scratch
+from decoct.ops._backend import backends
+from decoct.ops._memory import release_scratch
 from decoct.ops.apply_plan import apply_plan
 from decoct.ops.bandwidth import mean_bandwidth, median_bandwidth
 from decoct.ops.class_gradients import class_gradients

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import threading
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import torch  # before the engine, so that both share torch's OpenMP runtime
 from torch import Tensor
+
+from decoct.ops._memory import scratch
 
 __all__ = [
     "Execution",
@@ -23,8 +24,6 @@ __all__ = [
     "engine_kernel",
     "offsets_or_uniform",
     "readable",
-    "release_scratch",
-    "scratch",
 ]
 
 X, Y, A, B = 1, 2, 4, 8
@@ -157,26 +156,6 @@ def _plan(
     )
     host = torch.from_numpy(layout.reshape(-1))
     return host, host.to(device), int(workspace)
-
-
-KEPT_SCRATCH = 128 << 20
-"""Bytes of CPU scratch that a thread keeps for its next call: fresh memory costs a page fault every 4 KiB."""
-_kept = threading.local()
-
-
-def scratch(size: int, device: torch.device) -> Tensor:
-    """Bytes for one call; on the CPU those of this thread's call before it."""
-    if device.type != "cpu" or size > KEPT_SCRATCH:
-        return torch.empty(size, dtype=torch.uint8, device=device)
-    buffer: Tensor | None = getattr(_kept, "buffer", None)
-    if buffer is None or buffer.shape[0] < size:
-        buffer = _kept.buffer = torch.empty(size, dtype=torch.uint8)
-    return buffer
-
-
-def release_scratch() -> None:
-    """Give the scratch that this thread keeps back."""
-    _kept.buffer = None
 
 
 class Execution:

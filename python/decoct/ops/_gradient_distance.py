@@ -18,14 +18,8 @@ import torch
 from torch import Tensor
 
 from decoct.ops import _transforms
-from decoct.ops._backend import (
-    as_matrix,
-    backend_for,
-    compute_dtype,
-    dtype_name,
-    scratch,
-    stream_of,
-)
+from decoct.ops._backend import as_matrix, backend_for, compute_dtype, dtype_name, stream_of
+from decoct.ops._memory import result, scratch
 from decoct.ops._registry import refuse, register
 
 __all__ = ["REAL", "SYNTHETIC", "distance"]
@@ -62,9 +56,7 @@ def _run(
     sides = [[t if t.is_contiguous() else t.contiguous() for t in side] for side in (real, synthetic)]
     value = torch.empty(classes if tangents is None else 0, dtype=dtype, device=device)
     elements = sum(t.numel() for t in synthetic)
-    out = [
-        torch.empty(elements if need & side else 0, dtype=dtype, device=device) for side in (REAL, SYNTHETIC)
-    ]
+    out = [result(some, (elements if need & side else 0,), dtype) for side in (REAL, SYNTHETIC)]
     moved = (None, None) if tangents is None else tuple(t.contiguous() for t in tangents)
     kept = scratch(size, device)
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():

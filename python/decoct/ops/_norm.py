@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from decoct.ops import _transforms
-from decoct.ops._backend import backend_for, compute_dtype, dtype_name, scratch, stream_of
+from decoct.ops._backend import backend_for, compute_dtype, dtype_name, stream_of
+from decoct.ops._memory import result, scratch
 from decoct.ops._registry import refuse, register
 
 __all__ = ["norm"]
@@ -74,10 +75,6 @@ def _format(x: Tensor, groups: int) -> torch.memory_format:
         return torch.contiguous_format
     last = x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
-
-
-def _empty(x: Tensor, shape: Any, layout: torch.memory_format) -> Tensor:
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 class _Call:
@@ -167,7 +164,7 @@ def _value(
 def _value_fake(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, epsilon: float, relu: bool, pool: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out = _empty(x, _pooled_shape(x, pool), _format(x, groups))
+    out = result(x, _pooled_shape(x, pool), x.dtype, _format(x, groups))
     statistics = compute_dtype(x.dtype)
     mean = x.new_empty((x.shape[0], groups), dtype=statistics)
     return out, mean, torch.empty_like(mean)
@@ -245,7 +242,7 @@ def _parameter(mean: Tensor, x: Tensor, wanted: int) -> Tensor:
 
 def _grad_fake(grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, _, _, mean, _, groups, *_, need = rest
-    grad_x = _empty(x, x.shape, _format(x, groups)) if need & BY_X else x.new_empty((0,))
+    grad_x = result(x, x.shape, x.dtype, _format(x, groups)) if need & BY_X else x.new_empty((0,))
     return grad_x, _parameter(mean, x, need & BY_WEIGHT), _parameter(mean, x, need & BY_BIAS)
 
 
@@ -316,8 +313,8 @@ def _second_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _, x, _, _, mean, _, groups, *_, pool, need = rest
     layout = _format(x, groups)
-    out_grad = _empty(x, _pooled_shape(x, pool), layout) if need & BY_GRAD else x.new_empty((0,))
-    out_x = _empty(x, x.shape, layout) if need & BY_X else x.new_empty((0,))
+    out_grad = result(x, _pooled_shape(x, pool), x.dtype, layout) if need & BY_GRAD else x.new_empty((0,))
+    out_x = result(x, x.shape, x.dtype, layout) if need & BY_X else x.new_empty((0,))
     return out_grad, out_x, _parameter(mean, x, need & BY_WEIGHT)
 
 

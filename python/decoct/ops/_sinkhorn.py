@@ -31,6 +31,7 @@ from decoct.ops._backend import (
     readable,
 )
 from decoct.ops._implicit import implicit, pushed
+from decoct.ops._memory import result
 from decoct.ops._plan import Settings, plan_product, uniform
 from decoct.ops._registry import register
 from decoct.ops._rows import segment_totals, spread
@@ -77,7 +78,7 @@ def _outputs(x: Tensor, y: Tensor, segments: Any, terms: int, need: int) -> Outp
         return rows.new_zeros((rows.shape[0] if wanted else 0,), dtype=dtype)
 
     def points(rows: Tensor, wanted: int) -> Tensor:
-        return rows.new_empty(rows.shape if wanted else (0,), dtype=dtype)
+        return result(rows, rows.shape if wanted else (0,), dtype)
 
     return Outputs(
         x.new_zeros((segments,), dtype=torch.float64),

@@ -28,6 +28,7 @@ from decoct.ops._backend import (
     offsets_or_uniform,
     readable,
 )
+from decoct.ops._memory import result
 from decoct.ops._registry import KERNEL_SCHEMA, refuse, register
 from decoct.ops._rows import segment_totals, spread
 
@@ -81,7 +82,7 @@ def outputs_for(x: Tensor, y: Tensor, need: int) -> list[Tensor]:
     """Room for the derivatives that `need` asks for; one that is not asked for has no rows."""
     dtype = compute_dtype(x.dtype)
     shapes = (x.shape, y.shape, x.shape[:1], y.shape[:1])
-    return [x.new_empty(shape if need >> bit & 1 else (0,), dtype=dtype) for bit, shape in enumerate(shapes)]
+    return [result(x, shape if need >> bit & 1 else (0,), dtype) for bit, shape in enumerate(shapes)]
 
 
 def _wanted(need: int, outputs: list[Tensor]) -> list[Tensor | None]:
