@@ -11,10 +11,14 @@
 //
 // A block owns a 64 x 64 tile of one segment's G (32 x 64 in float64) for a part of its images. Positions t
 // pass through shared memory 32 at a time, both operands stored along t. Patches are read where they are:
-// what a position adds to an address, and what a place of the kernel adds, stand in two small tables in
-// shared memory. While one step is multiplied, the numbers of the next are on their way to registers, from
-// where they are weighted, rounded and stored. A second kernel adds the parts of a segment in their order.
+// what a position adds to an address, and what a place of the kernel adds, stand in small tables in shared
+// memory, of which a thread needs one entry or a few for all the numbers that it brings in: the numbers of
+// one position or, where channels lie side by side, those of one or two channels. While one step is
+// multiplied, the numbers of the next are on their way to registers, from where they are weighted, rounded
+// and stored. A second kernel adds the parts of a segment in their order.
 #pragma once
+#include <type_traits>
+
 #include "score.cuh"
 
 namespace decoct::cuda {
@@ -54,18 +58,23 @@ constexpr Shape outer_shape = sizeof(T) == 8 ? Shape::medium : Shape::square;
 template <class Point>
 constexpr int kOuterStep = sizeof(Point) == 8 ? 16 : 32;  // positions
 
-// What a position adds to addresses, and where its patch begins; d < 0: there is none.
+// What a position adds to addresses, an entry in one load. Rows and columns of images are counted modulo
+// 2^32, so that one comparison tells both sides; what is not there begins nowhere.
+constexpr uint32_t kNowhere = 0x60000000;
+struct alignas(16) PatchPlace {
+  int64_t offset;
+  uint32_t y, x;
+};
 template <class T>
-struct OuterPlace {
-  int64_t a, d;
-  int32_t y, x;
+struct alignas(16) OutputPlace {
+  int64_t offset;  // negative: there is none
   T weight;
 };
 // The same of a place of the kernel.
-struct OuterTap {
-  int32_t offset, y, x;
+struct alignas(16) OuterTap {
+  int32_t offset;
+  uint32_t y, x;
 };
-constexpr int32_t kNowhere = 1 << 30;
 
 template <class A>
 constexpr int outer_stage() {
@@ -76,45 +85,56 @@ template <class A>
 constexpr int outer_shared() {
   using Point = typename A::Point;
   return 2 * outer_stage<A>() * (int)sizeof(Point) +
-         2 * kOuterStep<Point> * (int)sizeof(OuterPlace<typename A::T>) +
-         ScoreTile<outer_shape<typename A::T>>::kColumns * (int)sizeof(OuterTap) + 16;
+         2 * kOuterStep<Point> * (int)(sizeof(PatchPlace) + sizeof(OutputPlace<typename A::T>)) +
+         ScoreTile<outer_shape<typename A::T>>::kColumns * (int)sizeof(OuterTap);
 }
 
-// The elements of a tile of `Rows` x positions that a thread brings in: along the positions, or along the
-// rows where channels lie side by side.
-template <int Rows, int Step>
+// The elements of a tile of `Rows` x positions that a thread brings in. Where positions lie side by side in
+// memory a warp takes 32 of them, or 16 of two rows. Where rows do, it takes 8 rows of 4 positions: whole
+// sectors there, and different banks here.
+template <int Rows, int Step, bool AlongRows>
 struct OuterShare {
   static constexpr int kCount = Rows * Step / kThreads;
-  int row, position, row_step, position_step;
+  int row, position;
 
-  DECOCT_DEVICE explicit OuterShare(bool along_rows) {
+  DECOCT_DEVICE OuterShare() {
     const int t = thread_index();
-    row = along_rows ? t % Rows : t / Step;
-    position = along_rows ? t / Rows : t % Step;
-    row_step = along_rows ? 0 : kThreads / Step;
-    position_step = along_rows ? kThreads / Rows : 0;
+    row = AlongRows ? t / 32 * 8 + t % 8 : t / Step;
+    position = AlongRows ? t / 8 % 4 : t % Step;
   }
   // use(k, row, position) for each of them.
   template <class Use>
   DECOCT_DEVICE void each(Use use) const {
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) use(k, row + k * row_step, position + k * position_step);
+    for (int k = 0; k < kCount; ++k) {
+      if (AlongRows)
+        use(k, row + k / (Step / 4) * (8 * kWarps), position + k % (Step / 4) * 4);
+      else
+        use(k, row + k * (kThreads / Step), position);
+    }
   }
 };
 
-// use(function that reads an element).
+// use(std::true_type) or use(std::false_type).
+template <class Use>
+DECOCT_DEVICE void with_constant(bool value, Use use) {
+  if (value)
+    use(std::true_type{});
+  else
+    use(std::false_type{});
+}
+
+// use(numbers, function that widens one of them). Where there is float64 all is computed in it.
 template <class T, class Use>
-DECOCT_DEVICE void with_reader(const OuterImages& m, Use use) {
-  switch (m.dtype) {
-    case DType::float64:
-      return use([&](int64_t at) { return (T)((const double*)m.data)[at]; });
-    case DType::float16:
-      return use([&](int64_t at) { return (T)half_to_float(((const uint16_t*)m.data)[at]); });
-    case DType::bfloat16:
-      return use([&](int64_t at) { return (T)bfloat_to_float(((const uint16_t*)m.data)[at]); });
-    default:
-      return use([&](int64_t at) { return (T)((const float*)m.data)[at]; });
-  }
+DECOCT_DEVICE void with_numbers(const OuterImages& m, Use use) {
+  if (m.dtype == DType::float16)
+    use((const uint16_t*)m.data, [](uint16_t v) { return (T)half_to_float(v); });
+  else if (m.dtype == DType::bfloat16)
+    use((const uint16_t*)m.data, [](uint16_t v) { return (T)bfloat_to_float(v); });
+  else if (sizeof(T) == 8 && m.dtype == DType::float64)
+    use((const double*)m.data, [](double v) { return (T)v; });
+  else
+    use((const float*)m.data, [](float v) { return (T)v; });
 }
 
 template <class A>
@@ -123,28 +143,37 @@ struct OuterBlock {
   using Point = typename A::Point;
   using Tile = ScoreTile<outer_shape<T>>;
   static constexpr int kStep = kOuterStep<Point>, kPitch = row_pitch<Point>(kStep);
-  using Left = OuterShare<Tile::kRows, kStep>;
-  using Right = OuterShare<Tile::kColumns, kStep>;
+  template <bool AlongRows>
+  using Left = OuterShare<Tile::kRows, kStep, AlongRows>;
+  template <bool AlongRows>
+  using Right = OuterShare<Tile::kColumns, kStep, AlongRows>;
+  static constexpr int kLeft = Left<false>::kCount, kRight = Right<false>::kCount;
 
   const OuterProblem<T>& p;
   const OuterTask task;
   int group, first_output, first_column;
   Point* stages;
-  OuterPlace<T>* places;
+  PatchPlace* patch_places;
+  OutputPlace<T>* output_places;
   OuterTap* taps;
+  int image, pixel;  // of the position that this thread looks up next
 
   DECOCT_DEVICE OuterBlock(const OuterProblem<T>& problem, const OuterTask& t, Shared& shared, int tile)
       : p(problem), task(t) {
     stages = shared.take<Point>(2 * outer_stage<A>());
-    places = shared.take<OuterPlace<T>>(2 * kStep);
+    patch_places = shared.take<PatchPlace>(2 * kStep);
+    output_places = shared.take<OutputPlace<T>>(2 * kStep);
     taps = shared.take<OuterTap>(Tile::kColumns);
     first_column = tile % p.patch_tiles * Tile::kColumns;
     first_output = tile / p.patch_tiles % p.output_tiles * Tile::kRows;
     group = tile / p.patch_tiles / p.output_tiles;
+    image = task.begin;
+    pixel = thread_index();
   }
 
+  DECOCT_DEVICE int pixels() const { return p.made_height * p.made_width; }
   DECOCT_DEVICE int64_t steps() const {
-    return ((int64_t)(task.end - task.begin) * p.made_height * p.made_width + kStep - 1) / kStep;
+    return ((int64_t)(task.end - task.begin) * pixels() + kStep - 1) / kStep;
   }
   DECOCT_DEVICE Point* left(int64_t step) const { return stages + step % 2 * outer_stage<A>(); }
   DECOCT_DEVICE Point* right(int64_t step) const { return left(step) + Tile::kRows * kPitch; }
@@ -155,59 +184,75 @@ struct OuterBlock {
       const int y = column / p.kernel[1] % p.kernel[0] * p.dilation[0];
       const int channel = group * p.channels + column / (p.kernel[0] * p.kernel[1]);
       if (column < p.patch)
-        taps[k] = {channel * p.a.channel + y * p.a.row + x * p.a.column, y, x};
+        taps[k] = {channel * p.a.channel + y * p.a.row + x * p.a.column, (uint32_t)y, (uint32_t)x};
       else
         taps[k] = {0, kNowhere, 0};
     }
   }
 
-  DECOCT_DEVICE void set_places(int64_t step) const {
+  // Of one step after another.
+  DECOCT_DEVICE void set_places(int64_t step) {
     const int k = thread_index();
     if (k >= kStep) return;
-    const int positions = p.made_height * p.made_width;
-    const int64_t at = step * kStep + k, image = task.begin + at / positions;
-    OuterPlace<T> place{0, -1, 0, 0, T(0)};
-    if (image < task.end) {
-      const int t = (int)(at % positions), y = t / p.made_width, x = t % p.made_width;
-      place.y = y * p.stride[0] - p.padding[0];
-      place.x = x * p.stride[1] - p.padding[1];
-      place.a = image * p.a.image + (int64_t)place.y * p.a.row + (int64_t)place.x * p.a.column;
-      place.d = image * p.d.image + (int64_t)y * p.d.row + (int64_t)x * p.d.column +
-                (int64_t)(group * p.outputs) * p.d.channel;
-      place.weight = p.weights ? p.weights[image] : T(1);
+    if (pixel >= pixels()) {
+      image += pixel / pixels();
+      pixel %= pixels();
     }
-    places[step % 2 * kStep + k] = place;
+    PatchPlace patch{0, kNowhere, 0};
+    OutputPlace<T> output{-1, T(0)};
+    if (image < task.end) {
+      const int i = pixel / p.made_width, j = pixel % p.made_width;
+      const int y = i * p.stride[0] - p.padding[0], x = j * p.stride[1] - p.padding[1];
+      patch = {image * p.a.image + (int64_t)y * p.a.row + (int64_t)x * p.a.column, (uint32_t)y, (uint32_t)x};
+      output = {image * p.d.image + (int64_t)i * p.d.row + (int64_t)j * p.d.column +
+                    (int64_t)(group * p.outputs) * p.d.channel,
+                p.weights ? p.weights[image] : T(1)};
+    }
+    patch_places[step % 2 * kStep + k] = patch;
+    output_places[step % 2 * kStep + k] = output;
+    pixel += kStep;
   }
 
   // The numbers of a step, whose places are set, to registers.
-  DECOCT_DEVICE void fetch(int64_t step, T (&outputs)[Left::kCount], T (&patches)[Right::kCount]) const {
-    const OuterPlace<T>* at = places + step % 2 * kStep;
-    with_reader<T>(p.d, [&](auto read) {
-      Left(p.d.channels_last).each([&](int k, int row, int position) {
-        const OuterPlace<T>& place = at[position];
-        const int output = first_output + row;
-        const bool there = place.d >= 0 && output < p.outputs;
-        outputs[k] = there ? place.weight * read(place.d + (int64_t)output * p.d.channel) : T(0);
+  DECOCT_DEVICE void fetch(int64_t step, T (&outputs)[kLeft], T (&patches)[kRight]) const {
+    with_constant(p.d.channels_last, [&](auto along_rows) {
+      with_numbers<T>(p.d, [&](const auto* numbers, auto widen) {
+        const OutputPlace<T>* at = output_places + step % 2 * kStep;
+        Left<decltype(along_rows)::value>().each([&](int k, int row, int position) {
+          const OutputPlace<T> place = at[position];
+          const int output = first_output + row;
+          const bool there = place.offset >= 0 && output < p.outputs;
+          const int64_t channel = (int64_t)output * p.d.channel;
+          outputs[k] = there ? place.weight * widen(numbers[place.offset + channel]) : T(0);
+        });
       });
     });
-    with_reader<T>(p.a, [&](auto read) {
-      Right(p.a.channels_last).each([&](int k, int row, int position) {
-        const OuterPlace<T>& place = at[position];
-        const OuterTap& tap = taps[row];
-        const int y = place.y + tap.y, x = place.x + tap.x;
-        const bool there = place.d >= 0 && y >= 0 && y < p.height && x >= 0 && x < p.width;
-        patches[k] = there ? read(place.a + tap.offset) : T(0);
+    with_constant(p.a.channels_last, [&](auto along_rows) {
+      with_numbers<T>(p.a, [&](const auto* numbers, auto widen) {
+        const PatchPlace* at = patch_places + step % 2 * kStep;
+        Right<decltype(along_rows)::value>().each([&](int k, int row, int position) {
+          const PatchPlace place = at[position];
+          const OuterTap tap = taps[row];
+          const bool there = place.y + tap.y < (uint32_t)p.height && place.x + tap.x < (uint32_t)p.width;
+          patches[k] = there ? widen(numbers[place.offset + tap.offset]) : T(0);
+        });
       });
     });
   }
 
-  DECOCT_DEVICE void store(int64_t step, const T (&outputs)[Left::kCount],
-                           const T (&patches)[Right::kCount]) const {
-    Left(p.d.channels_last).each([&](int k, int row, int position) {
-      left(step)[row * kPitch + position] = A::point(A::weight(outputs[k]));
+  // bfloat16 is rounded once, as it is stored.
+  static DECOCT_DEVICE Point rounded(T value) {
+    return A::point(sizeof(Point) == 2 ? value : A::weight(value));
+  }
+
+  DECOCT_DEVICE void store(int64_t step, const T (&outputs)[kLeft], const T (&patches)[kRight]) const {
+    with_constant(p.d.channels_last, [&](auto along_rows) {
+      Left<decltype(along_rows)::value>().each(
+          [&](int k, int row, int position) { left(step)[row * kPitch + position] = rounded(outputs[k]); });
     });
-    Right(p.a.channels_last).each([&](int k, int row, int position) {
-      right(step)[row * kPitch + position] = A::point(A::weight(patches[k]));
+    with_constant(p.a.channels_last, [&](auto along_rows) {
+      Right<decltype(along_rows)::value>().each(
+          [&](int k, int row, int position) { right(step)[row * kPitch + position] = rounded(patches[k]); });
     });
   }
 
@@ -220,10 +265,11 @@ struct OuterBlock {
   }
 
   // Through shared memory, which nobody reads any more: every place of a step has its sum there.
-  DECOCT_DEVICE void write_bias(const T (&sums)[Left::kCount]) const {
+  DECOCT_DEVICE void write_bias(const T (&sums)[kLeft]) const {
     T* slots = (T*)stages;
-    Left(p.d.channels_last).each([&](int k, int row, int position) {
-      slots[row * kStep + position] = sums[k];
+    with_constant(p.d.channels_last, [&](auto along_rows) {
+      Left<decltype(along_rows)::value>().each(
+          [&](int k, int row, int position) { slots[row * kStep + position] = sums[k]; });
     });
     sync_block();
     const int row = thread_index(), output = first_output + row;
@@ -258,26 +304,27 @@ DECOCT_KERNEL outer_kernel(OuterProblem<typename A::T> p) {
   using Tile = typename Block::Tile;
   Shared shared;
   const int tiles = p.groups * p.output_tiles * p.patch_tiles;
-  const Block block(p, p.tasks[block_index() / tiles], shared, block_index() % tiles);
+  Block block(p, p.tasks[block_index() / tiles], shared, block_index() % tiles);
   const bool with_bias = p.bias && block.first_column == 0;
   const int64_t steps = block.steps();
   block.set_taps();
   if (steps > 0) block.set_places(0);
   sync_block();
-  T outputs[Block::Left::kCount] = {}, patches[Block::Right::kCount] = {}, bias[Block::Left::kCount] = {};
+  T outputs[Block::kLeft] = {}, patches[Block::kRight] = {}, bias[Block::kLeft] = {};
   T sums[Tile::kM][Tile::kN][4] = {};
   // Of the step before it, each pass stores what came, and of the one before that it forms the products.
   for (int64_t step = 0; step <= steps; ++step) {
     if (step < steps) block.fetch(step, outputs, patches);
-    if (step + 1 < steps) block.set_places(step + 1);
     if (step > 0)
       A::multiply_rows(sums, block.left(step - 1) + Tile::row() * Block::kPitch, Block::kPitch,
                        block.right(step - 1) + Tile::column() * Block::kPitch, Block::kPitch, Block::kStep);
+    // Not before the products: the warp would wait for an image's weight, and with it for all numbers.
+    if (step + 1 < steps) block.set_places(step + 1);
     if (step < steps) {
       block.store(step, outputs, patches);
       if (with_bias) {
 #pragma unroll
-        for (int k = 0; k < Block::Left::kCount; ++k) bias[k] += outputs[k];
+        for (int k = 0; k < Block::kLeft; ++k) bias[k] += outputs[k];
       }
     }
     sync_block();
