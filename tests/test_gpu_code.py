@@ -145,6 +145,52 @@ def test_model_of_the_small_kernel() -> None:
         throughput.predictions(parse(lines=LINES[:3]), 80)
 
 
+def renamed(kernel: Any, name: str) -> Any:
+    return replace(kernel, name=name)
+
+
+def loop_of(blocks: list[list[str]], address: int = 0) -> list[str]:
+    """Blocks that follow one another, and back to the first."""
+    lines: list[str] = []
+    for block in blocks:
+        lines += [*block, f"@P0 BRA {hex(address + 16 * (len(lines) + len(block) + 1))} "]
+    return [*lines, f"@P1 BRA {hex(address)} "]
+
+
+def test_model_of_lists() -> None:
+    number = ["LDG.E R2, [R4.64] ", "LDG.E R3, [R6.64] ", *["FFMA R1, R2, R3, R1 "] * 5]
+    adding = loop_of([number] * 4)
+    writing = loop_of([[*number, "STG.E [R8.64], R1 "]] * 4, 16 * len(adding))
+    name = "gradient_first<float, float, first>"
+    for capability, memory in ((80, 3.35), (90, 3.47)):
+        (found,) = throughput.predictions(
+            renamed(parse(lines=[*adding, *writing, "EXIT "]), name), capability
+        )
+        assert found.instructions == (len(adding) + len(writing)) / 4
+        assert found.busiest == found.bound_by == "DRAM"
+        assert found.cycles["DRAM"] == pytest.approx(32 * 12 / memory, rel=2e-3)
+        assert found.share == 1
+    for lines in (adding, writing):
+        with pytest.raises(sass.Unreadable, match="no main loop found"):
+            throughput.predictions(renamed(parse(lines=[*lines, "EXIT "]), name), 80)
+
+
+def test_model_of_outer_products() -> None:
+    loads, weights = ["LDG.E R1, [R2.64] "] * 16, ["FMUL R1, R1, R3 "] * 16
+    lookup, stores = ["I2F.RP R1, R2 ", "LDG.E R3, [R2.64] "], ["STS [R1], R2 "] * 16
+    products = ["HMMA.1688.F32.TF32 R4, R8, R10, R4 "] * 32
+    lines = loop_of([[*loads, *weights], loads, products, lookup, *[stores] * 4])
+    (found,) = throughput.predictions(renamed(parse(lines=[*lines, "EXIT "]), "outer<Tf32>"), 80)
+    # A warp has 1024 entries of the result: of 32 of them the 32nd part of its turn.
+    assert found.instructions == len(lines) / 32
+    assert found.cycles["HMMA"] == 32 * 8 / 32
+    assert found.cycles["memory"] == (33 + 64) * 4 / 32
+    assert found.share == found.cycles["HMMA"] / found.cycles["memory"]
+    without = loop_of([loads, products, lookup, *[stores] * 4])
+    with pytest.raises(sass.Unreadable, match="no main loop found"):
+        throughput.predictions(renamed(parse(lines=[*without, "EXIT "]), "outer<Tf32>"), 80)
+
+
 @pytest.mark.usefixtures("few_kernels")
 def test_gates_pass_good_rows() -> None:
     assert gates.check(good_rows()) == []

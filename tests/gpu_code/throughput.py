@@ -15,6 +15,13 @@ of copies the one that has most of them, for that is how many a thread makes at 
 part is the shortest way round from an exponential to itself with enough additions for the dimension.
 Kernels in float64, those of other profiles and Hessian-vector products are left out.
 
+The kernels of gradient matching, for float32 whose positions or rows lie side by side:
+
+    outer     one step of 32 positions ("pairs": entries of the result): the blocks that load 16 numbers of
+              each operand, the products, the look-up of positions, which the first warp does for all, stores
+    list      rows of a distance that warps take ("pairs": numbers): the unrolled loops that add up and that
+              write one side's gradient
+
 Every instruction takes one issue slot of its partition (a quarter of a multiprocessor) and cycles of its
 pipe; the time is that of the busiest pipe, all parts together, as if other warps always covered a wait. So
 the model ignores latency, dependences, too few warps, bank conflicts, caches, instruction fetch (some kernels
@@ -35,8 +42,9 @@ Cycles of a warp's instruction in one partition, from the throughput table of th
 
 The bound is the one that the kernels state at their heads, at the data sheet's peaks: D products a pair, in
 the fused kernel twice (3xTF32: three for one), in the small kernel three FP32 instructions for each of D
-dimensions, or one exponential, whichever takes longest. On H100 no kernel
-with mma.sync comes beyond 0.62 of it where products bound.
+dimensions, or one exponential, whichever takes longest; in a list the 12 bytes of a number that is read twice
+and written once, at the data sheet's 2.04 TB/s (A100 of 80 GB) and 3.35 TB/s (H100). On H100 no kernel with
+mma.sync comes beyond 0.62 of it where products bound.
 """
 
 from __future__ import annotations
@@ -55,6 +63,8 @@ PEAK_CYCLES = {80: 8.0, 90: 4.0}  # of an HMMA at the data sheet's rate
 HMMA_CYCLES = {80: 8.0, 90: 4 / 0.62}  # as mma.sync issues them
 FP32_CYCLES = {80: 2, 90: 1}
 FP64_CYCLES = {80: 4, 90: 2}
+# Bytes of memory a cycle of one partition.
+MEMORY_BYTES = {80: 2039e9 / (108 * 4 * 1.41e9), 90: 3350e9 / (132 * 4 * 1.83e9)}
 EXP = r"MUFU\.EX2"
 COPY = r"LDGSTS\.E(\.\w+)*\.128(\.\w+)*"
 ALU = {
@@ -132,14 +142,23 @@ class Parts:
             self.total[pipe] += cycles * times
 
     def prediction(
-        self, dim: int, pairs: float, exponentials: int, products: float = 0, additions: float = 0
+        self,
+        dim: int,
+        pairs: float,
+        exponentials: int,
+        products: float = 0,
+        additions: float = 0,
+        bytes_moved: float = 0,
     ) -> Prediction:
         """`pairs` of the warp; what the bound has for 32 pairs, `products` in HMMAs, `additions` in FFMAs."""
         cycles = {pipe: value * 32 / pairs for pipe, value in self.total.items()}
+        if bytes_moved:
+            cycles["DRAM"] = bytes_moved / MEMORY_BYTES[self.capability]
         bounds = {
             "HMMA": products * PEAK_CYCLES[self.capability],
             "FP32": additions * FP32_CYCLES[self.capability],
             "MUFU": exponentials * 8.0,
+            "DRAM": cycles.get("DRAM", 0.0),
         }
         bound_by = max(bounds, key=lambda pipe: bounds[pipe])
         return Prediction(dim, cycles["issue"], cycles, bounds[bound_by], bound_by)
@@ -264,19 +283,89 @@ def predict_tensor(kernel: Kernel, capability: int, dim: int) -> Prediction | No
     return parts.prediction(dim, pairs, 1, products=ideal * (2 if kind == "fused" else 1))
 
 
+FLOAT_LOAD = r"LDG\.E(\.CONSTANT)?"
+OUTER_STEP, OUTER_NUMBERS = 32, 16  # positions of a step; numbers of each operand that a thread loads for it
+LIST_UNROLLED, LIST_BYTES = 4, 12  # numbers of a loop's turn; bytes of a number in memory
+
+
+def loading(kernel: Kernel, first: int, numbers: int) -> list[Block]:
+    """Blocks from one on, in the order of the code, that load so many numbers."""
+    found, loaded = [], 0
+    for block in kernel.blocks[first:]:
+        if loaded < numbers and block.count(FLOAT_LOAD):
+            found.append(block)
+            loaded += block.count(FLOAT_LOAD)
+    return found
+
+
+def predict_outer(kernel: Kernel, capability: int, dim: int) -> Prediction | None:
+    arithmetic = arguments_of(kernel)[0]
+    scores = leanest(kernel.blocks, HMMA[arithmetic])
+    if scores is None:
+        return None
+
+    def inside(block: Block) -> bool:
+        return kernel.shortest(scores.number, [is_block(block), is_block(scores)]) is not None
+
+    turn = [block for block in kernel.blocks if inside(block)]
+    loads = [block for block in turn if block.count(FLOAT_LOAD) >= 4]
+    weighted = [block for block in loads if block.count("FMUL") >= 4]
+    plain = [block for block in loads if not block.count("FMUL")]
+    lookups = [block for block in turn if block.count(r"I2F.*") and block.count("LDG.*")]
+    stores = [block for block in turn if block.count("STS.*") >= 8]
+    if not (weighted and plain and len(lookups) == 1 and len(stores) == 4):
+        return None
+    # Of two layouts, whose code stands one behind the other, the second. Both store in as many steps.
+    operands = [loading(kernel, blocks[-1].number, OUTER_NUMBERS) for blocks in (weighted, plain)]
+    wanted = [*lookups, stores[0], stores[2], *operands[0], *operands[1], scores]
+    way = kernel.shortest(scores.number, [is_block(block) for block in wanted])
+    if way is None:
+        return None
+    _, _, m, n = SCORE_TILES["square"]
+    ideal = m * n * OUTER_STEP / HMMA_DEPTH[arithmetic] * (3 if arithmetic == "Tf32x3" else 1)
+    parts = Parts(capability)
+    parts.add((i for block in way for i in block.instructions if block is not scores), 1)
+    parts.add(scores.instructions, ideal / scores.count(HMMA[arithmetic]))
+    return parts.prediction(dim, m * n * 128, 0, products=ideal * 32 / (m * n * 128))
+
+
+def predict_list(kernel: Kernel, capability: int, dim: int) -> Prediction | None:
+    loops: dict[bool, list[Block]] = {}  # by whether it writes; the first of each is that of rows
+    for start in kernel.blocks:
+        way = kernel.shortest(start.number, [is_block(start)]) if start.count(FLOAT_LOAD) == 2 else None
+        loads = [block for block in way or [] if block.count(FLOAT_LOAD)]
+        if len(loads) != LIST_UNROLLED:
+            continue
+        loads = [start, *loads[:-1]]
+        stops = [test for block in loads[1:] for test in (has("STG.*"), is_block(block))]
+        writing = kernel.shortest(start.number, [*stops, has("STG.*"), is_block(start)])
+        loops.setdefault(writing is not None, writing or way or [])
+    if len(loops) != 2:
+        return None
+    parts = Parts(capability)
+    parts.add((i for way in loops.values() for block in way for i in block.instructions), 1)
+    return parts.prediction(dim, 32 * LIST_UNROLLED, 0, bytes_moved=32 * LIST_BYTES)
+
+
 def dimensions(kernel: Kernel) -> list[int]:
     """Those for which the model is asked; none where it does not reach."""
     kind, arguments = kernel.name.partition("<")[0], arguments_of(kernel)
     if kind == "small" and arguments[:2] == ["float", "gaussian"]:
         width = int(arguments[2])
         return [3 if width == 4 else width - 1]
+    if kind == "outer" and arguments[0] in HMMA:
+        return [OUTER_STEP]
+    if kernel.name == "gradient_first<float, float, first>":
+        return [1024]
     if arguments[0] in HMMA and kind in ("score", "fused", "product") and arguments[-1] != "others":
         return [int(arguments[1])] if kind == "fused" else [64, 512]
     return []
 
 
 def predictions(kernel: Kernel, capability: int) -> list[Prediction]:
-    predict = predict_small if kernel.name.startswith("small") else predict_tensor
+    kind = kernel.name.partition("<")[0]
+    special = {"small": predict_small, "outer": predict_outer, "gradient_first": predict_list}
+    predict = special.get(kind, predict_tensor)
     found = [predict(kernel, capability, dim) for dim in dimensions(kernel)]
     if None in found:
         raise Unreadable(f"{kernel.name} on sm_{capability}: no main loop found; see throughput.py")
