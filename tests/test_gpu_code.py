@@ -191,6 +191,27 @@ def test_model_of_outer_products() -> None:
         throughput.predictions(renamed(parse(lines=[*without, "EXIT "]), "outer<Tf32>"), 80)
 
 
+def test_model_of_the_norm() -> None:
+    lines = quads = loop_of([["LDG.E.128 R4, [R2.64] ", "FADD R1, R4, R5 "], ["STS [R1], R4 "] * 4])
+    adding = [*["LDS R1, [R2] "] * 4, *["FADD R3, R3, R1 "] * 4, f"@P1 BRA {hex(16 * len(lines))} "]
+    lines = [*lines, *adding]
+    column = ["LDG.E R1, [R2.64] ", "LDG.E R3, [R2.64] ", "LDS R4, [R5] ", "FFMA R6, R4, R1, R3 "]
+    writing = loop_of([column, column, ["STG.E [R2.64], R6 "]], 16 * len(lines))
+    value, name = [*lines, *writing, "EXIT "], "norm_value<float, kept>"
+    (found,) = throughput.predictions(renamed(parse(lines=value), name), 90)
+    # A window has two rows: its columns are passed twice.
+    assert found.instructions == (len(quads) + len(adding) + 2 * len(writing)) / 4
+    assert found.cycles["DRAM"] == pytest.approx(32 * 5 / 3.47, rel=2e-3)
+    assert found.share == 1
+    number = ["LDG.E R1, [R2.64] ", "LDS R4, [R5] ", "LDS R4, [R5] ", "STG.E [R2.64], R6 "]
+    writing = loop_of([number] * 4, 16 * len(lines))
+    gradient, name = [*lines, *writing, "EXIT "], "norm_grad<float, kept>"
+    (found,) = throughput.predictions(renamed(parse(lines=gradient), name), 90)
+    assert found.instructions == (len(quads) + 2 * len(adding) + len(writing)) / 4
+    with pytest.raises(sass.Unreadable, match="no main loop found"):
+        throughput.predictions(renamed(parse(lines=value), name), 90)
+
+
 @pytest.mark.usefixtures("few_kernels")
 def test_gates_pass_good_rows() -> None:
     assert gates.check(good_rows()) == []

@@ -21,6 +21,8 @@ The kernels of gradient matching, for float32 whose positions or rows lie side b
               each operand, the products, the look-up of positions, which the first warp does for all, stores
     list      rows of a distance that warps take ("pairs": numbers): the unrolled loops that add up and that
               write one side's gradient
+    norm      the value, pooled by 2 x 2, and the gradient where a group is kept in shared memory ("pairs":
+              numbers): loads of four at a time, sums, and what is written
 
 Every instruction takes one issue slot of its partition (a quarter of a multiprocessor) and cycles of its
 pipe; the time is that of the busiest pipe, all parts together, as if other warps always covered a wait. So
@@ -42,8 +44,8 @@ Cycles of a warp's instruction in one partition, from the throughput table of th
 
 The bound is the one that the kernels state at their heads, at the data sheet's peaks: D products a pair, in
 the fused kernel twice (3xTF32: three for one), in the small kernel three FP32 instructions for each of D
-dimensions, or one exponential, whichever takes longest; in a list the 12 bytes of a number that is read twice
-and written once, at the data sheet's 2.04 TB/s (A100 of 80 GB) and 3.35 TB/s (H100). On H100 no kernel with
+dimensions, or one exponential, whichever takes longest; of a list or a norm the bytes of a number that is
+read and written, at the data sheet's 2.04 TB/s (A100 of 80 GB) and 3.35 TB/s (H100). On H100 no kernel with
 mma.sync comes beyond 0.62 of it where products bound.
 """
 
@@ -176,6 +178,10 @@ def has(pattern: str, least: int = 1) -> Test:
 
 def is_block(wanted: Block) -> Test:
     return lambda block: block is wanted
+
+
+def is_loop(block: Block) -> bool:
+    return block.number in block.following
 
 
 def arguments_of(kernel: Kernel) -> list[str]:
@@ -347,6 +353,46 @@ def predict_list(kernel: Kernel, capability: int, dim: int) -> Prediction | None
     return parts.prediction(dim, 32 * LIST_UNROLLED, 0, bytes_moved=32 * LIST_BYTES)
 
 
+FLOAT_STORE = r"STG\.E"
+NORM_BYTES = {"norm_value": 4 * 1.25, "norm_grad": 4 * 2.25}  # of a number, a quarter of which the result has
+
+
+def predict_norm(kernel: Kernel, capability: int, dim: int) -> Prediction | None:
+    kind, blocks = kernel.name.partition("<")[0], kernel.blocks
+    parts = Parts(capability)
+
+    def add(way: list[Block] | None, numbers: float) -> bool:
+        parts.add((i for block in way or [] for i in block.instructions), 1 / numbers)
+        return way is not None
+
+    def round_of(blocks_or_tests: list[Block | Test]) -> list[Block] | None:
+        tests = [is_block(part) if isinstance(part, Block) else part for part in blocks_or_tests]
+        first = blocks_or_tests[0]
+        return kernel.shortest(first.number, [*tests[1:], tests[0]]) if isinstance(first, Block) else None
+
+    # Four numbers from memory to shared memory, with what is made of each.
+    quads = [b for b in blocks if b.count(r"LDG\.E\.128.*") == 1 and round_of([b])]
+    alone = [b for b in blocks if b.count("LDS.*") and is_loop(b)]
+    if not quads or not alone:
+        return None
+    kept = [b for b in blocks[quads[0].number :] if b.count("STS.*") and round_of([quads[0], b])]
+    # Of the fourth number the load stands behind a jump table, where no way is known.
+    within = blocks[kept[0].number : kept[-1].number + 1]
+    touched = [b for b in within if b.count(f"{FLOAT_LOAD}|STS.*") and round_of([quads[0], b])]
+    sums = max(alone, key=lambda b: b.count("LDS.*"))
+    each = 1 if kind == "norm_value" else 2  # numbers in shared memory for one of the image
+    found = add(round_of([quads[0], *touched]), 4) and add([sums], sums.count("LDS.*") / each)
+    # What is written: a window of four numbers, column by column, or four numbers one by one.
+    if kind == "norm_value":
+        columns = [b for b in blocks if b.count("LDS.*") == 1 and b.count(FLOAT_LOAD) == 2 and round_of([b])]
+        found &= len(columns) >= 2 and add(round_of([*columns[:2], *columns[:2], has(FLOAT_STORE)]), 4)
+    else:
+        starts = [b for b in blocks if b.count("LDS.*") == 2 and b.count(FLOAT_LOAD) == 1 and round_of([b])]
+        last = starts[-4:]
+        found &= len(last) == 4 and add(round_of([p for b in last for p in (b, has(FLOAT_STORE))]), 4)
+    return parts.prediction(dim, 32, 0, bytes_moved=32 * NORM_BYTES[kind]) if found else None
+
+
 def dimensions(kernel: Kernel) -> list[int]:
     """Those for which the model is asked; none where it does not reach."""
     kind, arguments = kernel.name.partition("<")[0], arguments_of(kernel)
@@ -355,7 +401,11 @@ def dimensions(kernel: Kernel) -> list[int]:
         return [3 if width == 4 else width - 1]
     if kind == "outer" and arguments[0] in HMMA:
         return [OUTER_STEP]
-    if kernel.name == "gradient_first<float, float, first>":
+    if kernel.name in (
+        "gradient_first<float, float, first>",
+        "norm_value<float, kept>",
+        "norm_grad<float, kept>",
+    ):
         return [1024]
     if arguments[0] in HMMA and kind in ("score", "fused", "product") and arguments[-1] != "others":
         return [int(arguments[1])] if kind == "fused" else [64, 512]
@@ -364,7 +414,13 @@ def dimensions(kernel: Kernel) -> list[int]:
 
 def predictions(kernel: Kernel, capability: int) -> list[Prediction]:
     kind = kernel.name.partition("<")[0]
-    special = {"small": predict_small, "outer": predict_outer, "gradient_first": predict_list}
+    special = {
+        "small": predict_small,
+        "outer": predict_outer,
+        "gradient_first": predict_list,
+        "norm_value": predict_norm,
+        "norm_grad": predict_norm,
+    }
     predict = special.get(kind, predict_tensor)
     found = [predict(kernel, capability, dim) for dim in dimensions(kernel)]
     if None in found:
