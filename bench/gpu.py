@@ -2,7 +2,8 @@
 
     python bench/gpu.py                                  # everything
     python bench/gpu.py --skip timings ceilings          # some of it: the checks
-    python bench/gpu.py --rows 'sinkhorn*'               # some rows of the timings; --list prints their names
+    python bench/gpu.py --ops gradients                  # all of it for some ops: mmd, sinkhorn, gradients
+    python bench/gpu.py --rows 'sinkhorn 5000*'          # some rows of the timings; --list prints their names
     python bench/gpu.py --device emulated                # the same at toy size, without a GPU
 
 It takes what `pip install ".[test,bench]"` brings; a peer that is not there says so in its row.
@@ -34,15 +35,21 @@ from gpu_rows import listed
 from gpu_timings import NO_TIME
 
 HERE = Path(__file__).resolve().parent
-TESTS = (
-    "test_contract.py",
-    "test_sinkhorn.py",
-    "test_sinkhorn_edges.py",
-    "test_sinkhorn_schedule.py",
-    "test_mmd.py",
-)
+TESTS = {
+    "gradients": ("test_gradient_distance.py", "test_norm.py", "test_class_gradients.py"),
+    "sinkhorn": ("test_sinkhorn.py", "test_sinkhorn_edges.py", "test_sinkhorn_schedule.py"),
+    "mmd": ("test_mmd.py",),
+}
+"""By op; the contract's tests come with all of them, those of the op alone."""
+WORDS = {
+    "gradients": ("gradient_distance", "class_gradients", "_norm", "segment_"),
+    "sinkhorn": ("sinkhorn", "apply_plan"),
+    "mmd": ("mmd", "kernel_m"),
+}
+"""Of the names of an op's tests, in the contract and in files of its own."""
 TOY_TESTS = (
-    "test_values_and_gradients and (gaussian-5 or p1-reach) and float32 or test_all_points_in_one_place"
+    "test_values_and_gradients and (gaussian-5 or p1-reach or row_cosine-classes or side-8 or tokens) and "
+    "float32 or test_all_points_in_one_place"
 )
 SANITIZERS = ("memcheck", "racecheck")
 PEERS_ENVIRONMENT = {f"POT_BACKEND_DISABLE_{name}": "1" for name in ("JAX", "CUPY", "TENSORFLOW")}
@@ -152,13 +159,18 @@ def build(run: Run) -> Result:
 
 
 def tests(run: Run) -> Result:
-    paths = [str(harness.ROOT / "tests" / name) for name in TESTS]
+    chosen = [op for op in TESTS if op in run.options.ops]
+    names = ["test_contract.py", *(name for op in chosen for name in TESTS[op])]
+    paths = [str(harness.ROOT / "tests" / name) for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *paths]
     command += ["-c", str(harness.ROOT / "pyproject.toml")]
     command += ["--backend", "cuda_on_cpu" if run.emulated else "cuda"]
+    words = " or ".join(word for op in chosen for word in WORDS[op])
     if run.emulated:
-        command += ["-k", TOY_TESTS]
-    elif importlib.util.find_spec("xdist"):
+        command += ["-k", f"({words}) and ({TOY_TESTS})"]
+    elif len(chosen) < len(TESTS):
+        command += ["-k", words]
+    if not run.emulated and importlib.util.find_spec("xdist"):
         command += ["-n", str(min(8, os.cpu_count() or 1))]
         command += ["-p", "no:benchmark"]  # that plugin warns of the other, and warnings are errors
     log = run.log("tests")
@@ -187,7 +199,9 @@ def _checked(found: Result) -> Result:
 
 def sanitizer(run: Run) -> Result:
     if run.emulated:
-        return _checked(run.worker("gpu_checks.py", {"kind": "sanitized"}, "sanitized"))
+        return _checked(
+            run.worker("gpu_checks.py", {"kind": "sanitized", "ops": run.options.ops}, "sanitized")
+        )
     search = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
     program = shutil.which("compute-sanitizer", path=search)
     if program is None:
@@ -199,7 +213,7 @@ def sanitizer(run: Run) -> Result:
     for number, tool in enumerate(SANITIZERS, 1):
         run.deadline = begun + each * number
         # The last check is begun early: racecheck slows one down to a minute.
-        job = {"kind": "sanitized", "until": run.deadline - each / 2}
+        job = {"kind": "sanitized", "ops": run.options.ops, "until": run.deadline - each / 2}
         before = (program, "--tool", tool, "--kernel-name", "kns=decoct", "--error-exitcode", "9")
         name = f"sanitizer-{tool}"
         found = run.worker("gpu_checks.py", job, name, before, environment)
@@ -213,7 +227,7 @@ def sanitizer(run: Run) -> Result:
 
 
 def graphs(run: Run) -> Result:
-    result = _checked(run.worker("gpu_checks.py", {"kind": "graphs"}, "graphs"))
+    result = _checked(run.worker("gpu_checks.py", {"kind": "graphs", "ops": run.options.ops}, "graphs"))
     if result.get("missing"):
         result["counts"] = f"{result.get('counts', '')}; not here: {', '.join(result['missing'])}"
     return result
@@ -292,13 +306,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=480, help="for everything together (480)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="default: bench/results/gpu.json")
     parser.add_argument("--skip", nargs="+", choices=[*STAGES][1:], default=[], help="stages to leave out")
-    parser.add_argument("--rows", nargs="+", default=["*"], metavar="PATTERN", help="rows of the timings")
+    parser.add_argument("--ops", nargs="+", choices=[*TESTS], default=[*TESTS], help="all unless given")
+    parser.add_argument(
+        "--rows", nargs="+", metavar="PATTERN", help="rows of the timings; default: of the ops"
+    )
     parser.add_argument("--list", action="store_true", help="print the names of the rows")
     parser.add_argument("--logs", type=Path, default=harness.ROOT / "build" / "gpu", metavar="FOLDER")
     options = parser.parse_args(arguments)
     results = options.logs if options.device == "emulated" else HERE / "results"
     options.json = options.json or results / "gpu.json"
 
+    options.rows = options.rows or [f"{op} *" for op in options.ops]
     options.names = [row.name for row in listed(options.rows)]
     if not options.names:
         parser.error(

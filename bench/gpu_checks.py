@@ -10,7 +10,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,14 @@ import torch
 from torch import Tensor
 
 import decoct
+import gpu_gradient_paths
+import gpu_paths
 import harness
+from decoct.networks import ConvNet
 from gpu_device import Device, open_device
-from gpu_paths import FORMS, Check, rows, sanitized
+from gpu_paths import FORMS, rows
 
+Check = tuple[str, Callable[[], None]]
 REPEATS, TOY_REPEATS = 20, 2
 
 
@@ -42,11 +46,16 @@ class Problem:
     rules: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        n, m = (83, 61) if self.form == "ragged" else (40, 30) if self.device.toy else (300, 170)
         self.repeats = TOY_REPEATS if self.device.toy else REPEATS
-        self.x, self.y = (torch.empty(k, self.columns, device=self.device.device) for k in (n, m))
+        self.x, self.y = self.make()
         self.y.requires_grad_()
         self.fill(self.seed)
+
+    def make(self) -> tuple[Tensor, Tensor]:
+        """Memory of the inputs."""
+        n, m = (83, 61) if self.form == "ragged" else (40, 30) if self.device.toy else (300, 170)
+        x, y = (torch.empty(k, self.columns, device=self.device.device) for k in (n, m))
+        return x, y
 
     def fill(self, seed: int) -> None:
         with torch.no_grad():
@@ -89,6 +98,68 @@ class Sinkhorn(Problem):
 
     def value(self) -> Tensor:
         return decoct.sinkhorn_divergence(self.x, self.y, **self.options)
+
+
+class Distance(Problem):
+    """Of lists: dense of one class, ragged of three."""
+
+    rules = ("row_cosine", "cosine", "cosine_l2, second")
+    classes_of: ClassVar[dict[str, int]] = {"dense": 1, "ragged": 3}
+
+    def make(self) -> tuple[Tensor, Tensor]:
+        shape = (self.classes_of[self.form], 40, self.columns)
+        return torch.empty(shape, device=self.device.device), torch.empty(shape, device=self.device.device)
+
+    def value(self) -> Tensor:
+        lists = [[side, side[:, :7].sin()] for side in (self.x, self.y)]
+        metric, _, second = self.rule.partition(", ")
+        value = decoct.gradient_distance(*lists, metric, classes=True)  # type: ignore[arg-type]
+        if not second:
+            return value
+        return torch.autograd.grad(value.sum(), self.y, create_graph=True)[0].cos().sum()
+
+
+class Norm(Problem):
+    """Of images, contiguous or with their channels last, of whose gradient the second rule takes another."""
+
+    rules = ("first", "second")
+
+    def make(self) -> tuple[Tensor, Tensor]:
+        layout = torch.channels_last if self.form == "ragged" else torch.contiguous_format
+        images = torch.empty(5, 6, 12, 1 + self.columns // 4, device=self.device.device)
+        return torch.empty(2, 6, device=self.device.device), images.contiguous(memory_format=layout)
+
+    def value(self) -> Tensor:
+        options: dict[str, Any] = {"groups": 3, "activation": "relu", "pool": 2 if self.columns > 7 else 1}
+        value = decoct.group_norm(self.y, weight=self.x[0], bias=self.x[1], **options)
+        if self.rule == "first":
+            return value.square()
+        return torch.autograd.grad(value.square().sum(), self.y, create_graph=True)[0].cos().sum()
+
+
+class Step(Problem):
+    """A step of gradient matching: gradients of every class of a network and their distance."""
+
+    rules = ("as the loop does it",)
+
+    def make(self) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(3)
+        self.net = ConvNet((3, 8, 8), 3, width=1 + self.columns // 4, depth=2, generator=generator)
+        self.net.to(self.device.device)
+        self.ends = [0, 3, 3, 8] if self.form == "ragged" else [0, 2, 5, 8]
+        self.targets = torch.arange(8, device=self.device.device) % 3
+        return torch.empty(8, 3, 8, 8, device=self.device.device), torch.empty(
+            8, 3, 8, 8, device=self.device.device
+        )
+
+    def value(self) -> Tensor:
+        sides = []
+        for images in (self.x, self.y):
+            found = decoct.class_gradients(
+                self.net, images, self.targets, self.ends, create_graph=images is self.y
+            )
+            sides.append([gradient for gradient in found if gradient is not None])
+        return decoct.gradient_distance(*sides, classes=True)
 
 
 def _same(ours: tuple[Tensor, ...], expected: tuple[Tensor, ...], what: str) -> None:
@@ -154,10 +225,21 @@ def _on(check: Callable[[Problem], None], op: type[Problem], *description: Any) 
     check(op(*description))
 
 
-def graphs(device: Device) -> Iterator[Check]:
-    for op, columns, form in itertools.product((Sinkhorn, Mmd), (64, 7, 300), FORMS):
-        if device.toy and op is Sinkhorn and columns != 7:
-            continue  # the others are long, and where these calls go is the same
+PROBLEMS: dict[str, tuple[type[Problem], ...]] = {
+    "sinkhorn": (Sinkhorn,),
+    "mmd": (Mmd,),
+    "gradients": (Distance, Norm, Step),
+}
+"""By what --ops of gpu.py calls them."""
+ALL_WIDTHS = (Mmd,)
+"""Whose calls go elsewhere at other widths; at toy size one is enough for the others."""
+
+
+def graphs(device: Device, ops: Sequence[str]) -> Iterator[Check]:
+    problems = [problem for name in PROBLEMS if name in ops for problem in PROBLEMS[name]]
+    for op, columns, form in itertools.product(problems, (64, 7, 300), FORMS):
+        if device.toy and columns != 7 and op not in ALL_WIDTHS:
+            continue
         for rule, (name, check) in itertools.product(op.rules, CHECKS.items()):
             if name in WAITS.get(rule, ()):
                 continue
@@ -167,6 +249,23 @@ def graphs(device: Device) -> Iterator[Check]:
             )
 
 
+def sanitized(device: Device, ops: Sequence[str]) -> Iterator[Check]:
+    """Of all ops in turns, so that a budget that ends has seen the commonest of each."""
+    gradients = itertools.zip_longest(
+        gpu_gradient_paths.distances(device.toy),
+        gpu_gradient_paths.norms(device.toy),
+        gpu_gradient_paths.layers(device.toy),
+    )
+    paths = {
+        "sinkhorn": gpu_paths.transports(device.toy),
+        "mmd": gpu_paths.sums(),
+        "gradients": filter(None, itertools.chain.from_iterable(gradients)),
+    }
+    turns = itertools.zip_longest(*(paths[name] for name in paths if name in ops))
+    for name, call in filter(None, itertools.chain.from_iterable(turns)):
+        yield name, partial(call, device)
+
+
 KINDS = {"sanitized": sanitized, "graphs": graphs}
 
 
@@ -174,7 +273,7 @@ def main(job: dict[str, Any], out: Path) -> int:
     """1 if a check failed. Checks for which no time is left are counted, not failed."""
     device = open_device(job["device"])
     report: dict[str, Any] = {"passed": 0, "failed": {}, "not_run": 0, "missing": list(device.missing)}
-    for name, check in KINDS[job["kind"]](device):
+    for name, check in KINDS[job["kind"]](device, job["ops"]):
         if time.time() > job["until"]:
             report["not_run"] += 1
             continue

@@ -14,8 +14,6 @@ import decoct
 from decoct.kernels import Gaussian
 from gpu_device import Device
 
-Check = tuple[str, Callable[[], None]]
-
 
 def rows(device: Device, *shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
@@ -29,11 +27,12 @@ def settings() -> list[tuple[torch.dtype, str]]:
     return found + [(torch.bfloat16, p) for p in ("high", "medium")]
 
 
-def _named(dtype: torch.dtype, precision: str) -> str:
+def named(dtype: torch.dtype, precision: str) -> str:
     return f"{str(dtype).removeprefix('torch.')}, {precision}"
 
 
-def _finite(device: Device, results: list[Tensor]) -> None:
+def finite(device: Device, results: list[Tensor]) -> None:
+    """Waits for the device; raises where a result is NaN or infinite."""
     device.synchronize()
     assert all(bool(result.isfinite().all()) for result in results), "a result is not finite"
 
@@ -62,12 +61,12 @@ def _every_sum(device: Device, columns: int, form: str, dtype: torch.dtype, prec
     for vectors in (1, 3):
         v = rows(device, 61, vectors, seed=2, dtype=compute)
         results.append(decoct.kernel_matvec(x.detach(), y.detach(), v, "laplacian", columns**0.5, **ends))
-    _finite(device, results)
+    finite(device, results)
 
 
 def sums() -> Iterator[tuple[str, Callable[[Device], None]]]:
     for (dtype, precision), columns, form in itertools.product(settings(), COLUMNS, FORMS):
-        name = f"sums, {_named(dtype, precision)}, D={columns}, {form}"
+        name = f"sums, {named(dtype, precision)}, D={columns}, {form}"
         yield name, partial(_every_sum, columns=columns, form=form, dtype=dtype, precision=precision)
 
 
@@ -150,7 +149,7 @@ def transport(
         for transposed, vectors in ((False, 1), (True, 2)):
             v = rows(device, n if transposed else m, vectors, seed=2, dtype=compute)
             results.append(decoct.apply_plan(x, y, v, solution, transpose=transposed, **problem))
-    _finite(device, results)
+    finite(device, results)
 
 
 def second_derivatives(device: Device, size: str, p: int, dtype: torch.dtype) -> None:
@@ -161,7 +160,7 @@ def second_derivatives(device: Device, size: str, p: int, dtype: torch.dtype) ->
     value = decoct.sinkhorn_divergence(x, y, p=p, blur=3.0, diameter=20.0, tol=1e-5, **ends)
     gradients = torch.autograd.grad(value.sum(), (x, y), create_graph=True)
     probe = torch.cat(gradients).square().sum()
-    _finite(device, [value, *torch.autograd.grad(probe, (x, y))])
+    finite(device, [value, *torch.autograd.grad(probe, (x, y))])
 
 
 def transports(toy: bool) -> Iterator[tuple[str, Callable[[Device], None]]]:
@@ -169,7 +168,7 @@ def transports(toy: bool) -> Iterator[tuple[str, Callable[[Device], None]]]:
     first, *others = settings()
 
     def call(size: str, columns: int, p: int, setting: tuple[torch.dtype, str], variant: str = "") -> Any:
-        name = f"transport, {_named(*setting)}, D={columns}, p={p}, {variant or 'plain'}, {size}"
+        name = f"transport, {named(*setting)}, D={columns}, p={p}, {variant or 'plain'}, {size}"
         dtype, precision = setting
         options = {"size": size, "columns": columns, "p": p, "dtype": dtype, "precision": precision}
         return name, partial(transport, **options, variant=variant)
@@ -179,19 +178,9 @@ def transports(toy: bool) -> Iterator[tuple[str, Callable[[Device], None]]]:
     for variant, size in itertools.product(VARIANTS, sizes):
         yield call(size, 33, 2, first, variant)
     for p, size, dtype in itertools.product((2, 1), TOY_SIZES, (torch.float32, torch.float64)):
-        name = f"transport, {_named(dtype, 'highest')}, p={p}, second derivatives, {size}"
+        name = f"transport, {named(dtype, 'highest')}, p={p}, second derivatives, {size}"
         yield name, partial(second_derivatives, size=size, p=p, dtype=dtype)
     for setting, p, size in itertools.product(others, (2, 1), sizes):
         yield call(size, 33, p, setting)
     for setting, variant, size in itertools.product(others[:4], ("labels", "far"), sizes):
         yield call(size, 33, 1, setting, variant)
-
-
-# ---- all
-
-
-def sanitized(device: Device) -> Iterator[Check]:
-    """Of both in turns, so that a budget that ends has seen the commonest of each."""
-    both = itertools.zip_longest(transports(device.toy), sums())
-    for name, call in filter(None, itertools.chain.from_iterable(both)):
-        yield name, partial(call, device)

@@ -4,89 +4,24 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+import gpu_gradients
 import mmd_cases
 import mmd_contenders
 import peaks
 import sinkhorn_cases
 import sinkhorn_contenders
-from contenders import Call, Contender
-from gpu_device import Device
+from contenders import Contender
+from gpu_row import Errors, Row
 from mmd_targets import SPEED
 from sinkhorn_contenders import GEOMLOSS, LOOPS, OURS_KEPT, OURS_NO_XX, OURS_TOL
 from sinkhorn_exact import Exact, annealed, converged
 from sinkhorn_flash import FLASH
-
-Errors = dict[str, float | None]
-BUILT_AT_RUN_TIME = ("compiled", "KeOps", FLASH.name)
-"""Contenders of a row of their own: building them takes most of the time."""
-
-
-def replayed(contender: Contender, device: Device) -> Contender:
-    """Without the host's part of a call."""
-
-    def build(case: Any, x: Tensor, y: Tensor) -> Call:
-        # A leaf of its own: where earlier graphs of y are alive, backward would wait for their stream.
-        return device.capture(contender.build(case, x, y.detach().requires_grad_()))
-
-    return replace(contender, name=f"{contender.name}, CUDA graph", build=build)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A case of an op in one precision."""
-
-    case: Any
-    precision: str
-    built: bool
-    """Whether the contenders are those that are built at run time."""
-    op: ClassVar[str] = ""
-
-    @property
-    def name(self) -> str:
-        return f"{self.op} {self.case.name}, {self.precision}{', built at run time' if self.built else ''}"
-
-    def at(self, toy: bool) -> Any:
-        """The sizes that are run."""
-        if not toy:
-            return self.case
-        n, m = (min(40, max(6, count // 100)) for count in (self.case.rows_x, self.case.rows_y))
-        columns, groups = min(self.case.columns, 300), min(self.case.groups, 3)
-        return replace(self.case, rows_x=n, rows_y=m, columns=columns, groups=groups)
-
-    def contenders(self, device: Device) -> list[Contender]:
-        """Ours first."""
-        ours, *others = self.offered()
-        others = [c for c in others if any(word in c.name for word in BUILT_AT_RUN_TIME) == self.built]
-        if FLASH in others and not self.case.groups:
-            others.insert(others.index(FLASH) + 1, replayed(FLASH, device))
-        if not self.built or FLASH in others:
-            others.insert(0, replayed(ours, device))
-        return [ours, *others]
-
-    def offered(self) -> list[Contender]:
-        raise NotImplementedError
-
-    def answers(self, case: Any, x: Tensor, y: Tensor) -> Any:
-        """What float64 gives."""
-        raise NotImplementedError
-
-    def errors(self, answers: Any, contender: Any, values: Tensor, gradient: Tensor) -> Errors:
-        """Of value and gradient; None where there is nothing to compare with."""
-        raise NotImplementedError
-
-    def allowed(self, contender: Any) -> tuple[float, float]:
-        """Errors of both beyond which a contender is not timed: it computes something else."""
-        raise NotImplementedError
-
-    def work(self, contender: Any, case: Any, x: Tensor, y: Tensor) -> peaks.Work | None:
-        """Of one of ours, for its bound."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -206,7 +141,7 @@ SINKHORN = (
 """Cases by importance; the first two in TF32 as well."""
 
 
-def listed(patterns: Sequence[str] = ("*",)) -> list[Row]:
+def of_clouds() -> list[Row]:
     """By importance: cases with a target first, peers that need no building before those that do. Products
     in TF32 only where there are enough columns for them to matter."""
     named = {name for name, *_ in SPEED}
@@ -224,4 +159,10 @@ def listed(patterns: Sequence[str] = ("*",)) -> list[Row]:
     rows += [MmdRow(case, "highest", True) for case in beside[0]]
     rows += [MmdRow(case, "high", True) for case in beside[1]]
     rows += [SinkhornRow(case, "highest", True) for case in clouds[2:] if case.groups <= LOOPED]
+    return rows
+
+
+def listed(patterns: Sequence[str] = ("*",)) -> list[Row]:
+    """All rows whose names match: those that need no building first, each op's by importance."""
+    rows = sorted([*of_clouds(), *gpu_gradients.listed()], key=lambda row: row.built)
     return [row for row in rows if any(fnmatch.fnmatchcase(row.name, pattern) for pattern in patterns)]

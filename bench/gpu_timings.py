@@ -116,6 +116,12 @@ def ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
+def together(gradient: Any) -> torch.Tensor:
+    """A copy of a gradient, or of a list of them."""
+    parts = [gradient] if isinstance(gradient, torch.Tensor) else list(gradient)
+    return parts[0].clone() if len(parts) == 1 else torch.cat([part.flatten() for part in parts])
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, ImportError):
         return f"not installed ({error.name or error})"
@@ -184,14 +190,14 @@ class Bench:
     def run_row(self, row: Row, contenders: list[Contender], stopped: dict[str, str]) -> dict[str, Any]:
         """What is known of each contender. `stopped`: steps at which an earlier process died, and how."""
         torch.set_float32_matmul_precision(row.precision)
+        torch.backends.cudnn.allow_tf32 = row.precision != "highest"
         torch._dynamo.reset()  # the number of forms that are compiled of one function is bounded
         report: dict[str, Any] = {c.name: {"with_xx": c.with_xx, "ours": c.ours} for c in contenders}
         if "rows" in stopped:
             return report
         self.write(row.name, "rows")
         case = row.at(self.device.toy)
-        x, y = (rows.detach().to(self.device.device) for rows in case.rows())
-        y.requires_grad_()
+        x, y = row.inputs(case, self.device)
         ready: dict[str, Call] = {}
         results: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         first: dict[str, float] = {}
@@ -205,7 +211,7 @@ class Bench:
             try:
                 call = contender.build(case, x, y)
                 values, gradient = call()
-                results[name] = values.detach().clone(), gradient.clone()
+                results[name] = values.detach().clone(), together(gradient)
                 first[name] = self.device.seconds(call)
                 ready[name] = call
             except Exception as error:
@@ -228,16 +234,14 @@ class Bench:
                     self._bound(row, contender, x, y, report[contender.name])
         return report
 
-    def answers(self, row: Row, x: torch.Tensor, y: torch.Tensor) -> Any:
+    def answers(self, row: Row, x: Any, y: Any) -> Any:
         """Of float64; the rows of one case are the same in every precision."""
         key = row.op, row.case.name
         if key not in self.known:
             self.known[key] = row.answers(row.at(self.device.toy), x, y)
         return self.known[key]
 
-    def _bound(
-        self, row: Row, contender: Contender, x: torch.Tensor, y: torch.Tensor, entry: dict[str, Any]
-    ) -> None:
+    def _bound(self, row: Row, contender: Contender, x: Any, y: Any, entry: dict[str, Any]) -> None:
         rates = self.job.get("rates")
         work = row.work(contender, row.at(self.device.toy), x, y) if rates else None
         if work is not None:

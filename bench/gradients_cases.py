@@ -122,22 +122,25 @@ QUICK = [
 ]
 
 
-def _flat(gradient: Any) -> Tensor:
+def flat(gradient: Any) -> Tensor:
+    """A gradient, or a list of them, as one vector."""
     return gradient.flatten() if isinstance(gradient, Tensor) else torch.cat([g.flatten() for g in gradient])
+
+
+def wide(side: Any) -> Any:
+    """Inputs, or lists of them, in float64."""
+    if isinstance(side, Tensor):
+        return side.detach().double().requires_grad_(side.requires_grad)
+    return [wide(tensor) for tensor in side]
 
 
 def exact(case: Case, x: Any, y: Any) -> tuple[Tensor, Tensor]:
     """Values and gradient of the plain code in float64."""
     import gradients_contenders
 
-    def wide(side: Any) -> Any:
-        if isinstance(side, Tensor):
-            return side.detach().double().requires_grad_(side.requires_grad)
-        return [wide(tensor) for tensor in side]
-
     plain = next(c for c in gradients_contenders.contenders_for(case) if not c.ours)
     values, gradient = plain.build(case, wide(x), wide(y))()
-    return values, _flat(gradient)
+    return values, flat(gradient)
 
 
 class _Counter(TorchDispatchMode):
@@ -155,7 +158,7 @@ def assessed(
 ) -> dict[str, Any]:
     """Errors, relative to the largest value and to the largest entry of the gradient; dispatched ops, but of
     what is compiled."""
-    values, gradient = result[0].detach().double(), _flat(result[1]).detach().double()
+    values, gradient = result[0].detach().double(), flat(result[1]).detach().double()
     found: dict[str, Any] = {
         "error": {
             "value": ((values - answer[0]).abs().max() / answer[0].abs().max()).item(),

@@ -65,9 +65,9 @@ def _match_loss(compiled: bool) -> Callable[..., Any]:
 
 
 def plain_step(case: Case, x: Tensor, y: Tensor) -> Any:
-    net = case.net(fused=False).to(y.dtype)
+    net = case.net(fused=False).to(y)
     parameters = list(net.parameters())
-    label = case.targets(1)
+    label = case.targets(1).to(y.device)
 
     def gradients(images: Tensor, number: int, create_graph: bool) -> Gradients:
         loss = F.cross_entropy(net(images), label[number].expand(len(images)))
@@ -87,7 +87,7 @@ def plain_step(case: Case, x: Tensor, y: Tensor) -> Any:
 
 def compiled_step(case: Case, x: Tensor, y: Tensor) -> Any:
     """The whole of the synthetic side, and the real one, as compiled functional transforms."""
-    net = case.net(fused=False)
+    net = case.net(fused=False).to(y)
     parameters = {name: p.detach() for name, p in net.named_parameters()}
 
     def loss(weights: dict[str, Tensor], images: Tensor, targets: Tensor) -> Tensor:
@@ -105,9 +105,9 @@ def compiled_step(case: Case, x: Tensor, y: Tensor) -> Any:
         values, found = [], []
         sides = zip(
             x.split(case.images_real),
-            case.targets(case.images_real).split(case.images_real),
+            case.targets(case.images_real).to(y.device).split(case.images_real),
             y.detach().split(case.images_synthetic),
-            case.targets(case.images_synthetic).split(case.images_synthetic),
+            case.targets(case.images_synthetic).to(y.device).split(case.images_synthetic),
             strict=True,
         )
         for real, real_targets, synthetic, targets in sides:
@@ -128,11 +128,12 @@ def _offsets(case: Case, images: int) -> Tensor:
 def ours_step(case: Case, x: Tensor, y: Tensor) -> Any:
     import decoct
 
-    net = case.net()
+    net = case.net().to(y)
+    targets = {each: case.targets(each).to(y.device) for each in (case.images_real, case.images_synthetic)}
 
     def gradients(images: Tensor, each: int, create_graph: bool) -> Gradients:
         found = decoct.class_gradients(
-            net, images, case.targets(each), _offsets(case, each), create_graph=create_graph
+            net, images, targets[each], _offsets(case, each), create_graph=create_graph
         )
         return [gradient for gradient in found if gradient is not None]
 
@@ -151,7 +152,7 @@ def _dm_step(fused: bool) -> Callable[..., Any]:
     def build(case: Case, x: Tensor, y: Tensor) -> Any:
         import decoct
 
-        net = case.net(fused).to(y.dtype)
+        net = case.net(fused).to(y)
         for parameter in net.parameters():
             parameter.requires_grad_(False)
         offsets = [_offsets(case, images) for images in (case.images_real, case.images_synthetic)]

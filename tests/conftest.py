@@ -23,6 +23,7 @@ settings.register_profile(
 settings.load_profile("repeatable")
 
 BACKENDS = ("cpu", "cuda_on_cpu", "cuda")
+WITH_DEVICE = torch.cuda.is_available() and "cuda" in decoct.ops.backends
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,17 +31,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--backend",
         action="append",
         choices=BACKENDS,
-        help="where ops are tested: cpu and cuda_on_cpu (CUDA kernels executed on the CPU) unless given, or "
-        "what a test's mark usual_backends says",
+        help="where ops are tested: unless given, cpu and cuda_on_cpu (CUDA kernels executed on the CPU), or "
+        "what a test's mark usual_backends says, and cuda where there are a device and kernels for it",
     )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         mark = metafunc.definition.get_closest_marker("usual_backends")
-        usual = mark.args if mark else ("cpu", "cuda_on_cpu")
+        usual = [*(mark.args if mark else ("cpu", "cuda_on_cpu")), *(["cuda"] if WITH_DEVICE else [])]
         chosen = metafunc.config.getoption("backend") or usual
         metafunc.parametrize("backend", chosen, indirect=True)
+
+
+def use_device(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """Inputs and results stay on the CPU; ops move them. Convolutions of torch's are not in TF32 there."""
+    monkeypatch.setattr(table, "DEVICE", device)
+    for name in table.MOVED:
+        monkeypatch.setattr(decoct, name, table.on_device(getattr(decoct, name)))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture
@@ -49,9 +58,9 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "cuda_on_cpu":
         monkeypatch.setitem(decoct.ops.backends, "cpu", build.load())
     if request.param == "cuda":
-        if "cuda" not in decoct.ops.backends or not torch.cuda.is_available():
+        if not WITH_DEVICE:
             pytest.fail("--backend cuda: no CUDA device, or a build without CUDA kernels")
-        monkeypatch.setattr(table, "DEVICE", "cuda")
+        use_device(monkeypatch, "cuda")
     return str(request.param)
 
 

@@ -13,6 +13,12 @@ from torch import Tensor
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 DEVICE = "cpu"
 """Where ops of the table run; inputs and results are on the CPU all the same."""
+MOVED = (
+    *("apply_plan", "sinkhorn_divergence", "sinkhorn_potentials"),
+    *("mmd", "kernel_mean", "kernel_matvec", "mean_bandwidth", "median_bandwidth"),
+    *("gradient_distance", "linear_head_gradients", "group_norm", "instance_norm"),
+)
+"""Public functions of tensors alone, by their names in decoct: what tests call there runs on DEVICE too."""
 
 
 def rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64, shift: float = 0.0) -> Tensor:
@@ -28,12 +34,14 @@ def weights(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> T
 
 
 def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of tensors, and of tuples of them, that moves them to DEVICE and its results back. Offsets
-    stay on the host."""
+    """A function of tensors, and of lists and tuples of them, that moves them to DEVICE and its results back.
+    Offsets stay on the host."""
 
     def move(value: Any, device: str) -> Any:
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return type(value)(*(move(part, device) for part in value))
+        if isinstance(value, (list, tuple)):
+            return type(value)([move(part, device) for part in value])
         here = isinstance(value, Tensor) and value.device.type in ("cpu", DEVICE)
         return value.to(device) if here else value
 

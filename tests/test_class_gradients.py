@@ -16,11 +16,11 @@ from torch.nn.utils import parametrizations
 
 import decoct
 import layers
+import table
 from comparison import assert_as_good_as_torch
 from decoct import reference
 from decoct.networks import MLP, build
 from decoct.ops._segment_outer import outputs_of, segment_outer
-from table import rows
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
@@ -30,6 +30,11 @@ pytestmark = [
 
 ENDS = [0, 3, 3, 4, 9]
 N, CLASSES = ENDS[-1], 5
+
+
+def rows(*shape: int, **options: Any) -> Tensor:
+    """Networks and rows are where the ops run."""
+    return table.rows(*shape, **options).to(table.DEVICE)
 
 
 class Last(nn.Module):
@@ -130,11 +135,12 @@ def network(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, T
     make, shape = LAYERS[name]
     layer = affine(make()) if "weight-norm" not in name else make()
     width = layer(torch.zeros(1, *shape)).numel()
-    net = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(width, CLASSES)).to(dtype)
+    net = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(width, CLASSES)).to(table.DEVICE, dtype)
     return net, rows(N, *shape, dtype=dtype)
 
 
-TARGETS = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3])
+def labels() -> Tensor:
+    return torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3], device=table.DEVICE)
 
 
 def assert_close(ours: Any, exact: Any, rtol: float = 1e-10, atol: float = 1e-12) -> None:
@@ -149,8 +155,8 @@ def assert_close(ours: Any, exact: Any, rtol: float = 1e-10, atol: float = 1e-12
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_layer(name: str) -> None:
     net, x = network(name)
-    ours = decoct.class_gradients(net, x, TARGETS, ENDS)
-    exact = reference.class_gradients(net, x, TARGETS, ENDS)
+    ours = decoct.class_gradients(net, x, labels(), ENDS)
+    exact = reference.class_gradients(net, x, labels(), ENDS)
     assert_close(ours, exact)
     for parameter, gradient in zip(net.parameters(), ours, strict=True):
         assert gradient.shape == (4, *parameter.shape)
@@ -162,9 +168,9 @@ def test_every_layer(name: str) -> None:
 def test_every_layer_in_float32(name: str) -> None:
     """As good as torch's own."""
     net, x = network(name, torch.float32)
-    ours = decoct.class_gradients(net, x, TARGETS, ENDS)
-    torchs = reference.class_gradients(net, x, TARGETS, ENDS)
-    exact = reference.class_gradients(copy.deepcopy(net).double(), x.double(), TARGETS, ENDS)
+    ours = decoct.class_gradients(net, x, labels(), ENDS)
+    torchs = reference.class_gradients(net, x, labels(), ENDS)
+    exact = reference.class_gradients(copy.deepcopy(net).double(), x.double(), labels(), ENDS)
     for k, (mine, theirs, truth) in enumerate(zip(ours, torchs, exact, strict=True)):
         assert mine.dtype == torch.float32
         assert_as_good_as_torch(mine, truth, theirs, torch.float32, f"{name} {k}")
@@ -174,8 +180,8 @@ def test_every_layer_in_float32(name: str) -> None:
 @pytest.mark.parametrize("name", ["conv-stride", "group-norm", "twice"])
 def test_chunks(name: str, chunk_size: int) -> None:
     net, x = network(name)
-    ours = decoct.class_gradients(net, x, TARGETS, ENDS, chunk_size=chunk_size)
-    assert_close(ours, reference.class_gradients(net, x, TARGETS, ENDS))
+    ours = decoct.class_gradients(net, x, labels(), ENDS, chunk_size=chunk_size)
+    assert_close(ours, reference.class_gradients(net, x, labels(), ENDS))
 
 
 @pytest.mark.parametrize("name", ["conv-groups", "layer-norm", "prelu"])
@@ -226,7 +232,7 @@ def test_results_can_be_differentiated_twice(name: str) -> None:
     net, x = network(name)
 
     def first(x: Tensor) -> Tensor:
-        found = decoct.class_gradients(net, x, TARGETS, ENDS, create_graph=True)
+        found = decoct.class_gradients(net, x, labels(), ENDS, create_graph=True)
         probe = sum(torch.sin(3 * g).sum() for g in found)
         (gradient,) = torch.autograd.grad(probe, x, create_graph=True)
         return gradient.square().sum()
@@ -242,26 +248,26 @@ def test_results_can_be_differentiated_twice(name: str) -> None:
 def test_without_create_graph_nothing_can_be_differentiated() -> None:
     net, x = network("conv")
     x.requires_grad_()
-    for gradient in decoct.class_gradients(net, x, TARGETS, ENDS):
+    for gradient in decoct.class_gradients(net, x, labels(), ENDS):
         assert not gradient.requires_grad
     with torch.no_grad():
-        again = decoct.class_gradients(net, x, TARGETS, ENDS)
-    assert_close(again, reference.class_gradients(net, x, TARGETS, ENDS))
+        again = decoct.class_gradients(net, x, labels(), ENDS)
+    assert_close(again, reference.class_gradients(net, x, labels(), ENDS))
 
 
 def test_frozen_parameters_have_none() -> None:
     net, x = network("conv")
     net[0].bias.requires_grad_(False)
     net[3].requires_grad_(False)
-    ours = decoct.class_gradients(net, x, TARGETS, ENDS)
+    ours = decoct.class_gradients(net, x, labels(), ENDS)
     assert [gradient is None for gradient in ours] == [False, True, True, True]
-    assert_close(ours, reference.class_gradients(net, x, TARGETS, ENDS))
+    assert_close(ours, reference.class_gradients(net, x, labels(), ENDS))
 
 
 def test_nothing_is_left_behind() -> None:
     net, x = network("twice")
     before = dict(net.named_parameters())
-    decoct.class_gradients(net, x, TARGETS, ENDS)
+    decoct.class_gradients(net, x, labels(), ENDS)
     assert dict(net.named_parameters()) == before
     assert all(parameter.grad is None for parameter in net.parameters())
 
@@ -269,10 +275,10 @@ def test_nothing_is_left_behind() -> None:
 @pytest.mark.parametrize("name", ["convnet", "mlp"])
 def test_networks_of_the_field(name: str) -> None:
     net = build(name, (3, 16, 16), CLASSES, width=20, generator=torch.Generator().manual_seed(1))
-    x = torch.randn(N, 3, 16, 16)
-    ours = decoct.class_gradients(net, x, TARGETS, ENDS)
-    torchs = reference.class_gradients(net, x, TARGETS, ENDS)
-    exact = reference.class_gradients(copy.deepcopy(net).double(), x.double(), TARGETS, ENDS)
+    net, x = net.to(table.DEVICE), torch.randn(N, 3, 16, 16).to(table.DEVICE)
+    ours = decoct.class_gradients(net, x, labels(), ENDS)
+    torchs = reference.class_gradients(net, x, labels(), ENDS)
+    exact = reference.class_gradients(copy.deepcopy(net).double(), x.double(), labels(), ENDS)
     for k, (mine, theirs, truth) in enumerate(zip(ours, torchs, exact, strict=True)):
         # A bias before an instance norm has no gradient, but for what rounding leaves of terms as large as
         # those of the weight before it.
@@ -282,10 +288,10 @@ def test_networks_of_the_field(name: str) -> None:
 
 def test_a_network_of_dead_units() -> None:
     """Rows of ReLUs that never fire: their gradients are zeros, not NaN."""
-    net = MLP((6,), CLASSES, width=8)
+    net = MLP((6,), CLASSES, width=8).to(table.DEVICE)
     with torch.no_grad():
         net.blocks[0].bias[:4] = -100
-    ours = decoct.class_gradients(net, torch.randn(N, 6), TARGETS, ENDS)
+    ours = decoct.class_gradients(net, torch.randn(N, 6).to(table.DEVICE), labels(), ENDS)
     assert not ours[0][:, :4].any()
     assert not ours[1][:, :4].any()
     assert ours[0][0, 4:].any()
@@ -299,10 +305,10 @@ def test_a_network_of_dead_units() -> None:
 def test_autocast(name: str, dtype: torch.dtype) -> None:
     """No further from the exact gradients than torch's under the same autocast."""
     net, x = network(name, torch.float32)
-    with torch.autocast("cpu", dtype=dtype):
-        ours = decoct.class_gradients(net, x, TARGETS, ENDS)
-        torchs = reference.class_gradients(net, x, TARGETS, ENDS)
-    exact = reference.class_gradients(copy.deepcopy(net).double(), x.double(), TARGETS, ENDS)
+    with torch.autocast(table.DEVICE, dtype=dtype):
+        ours = decoct.class_gradients(net, x, labels(), ENDS)
+        torchs = reference.class_gradients(net, x, labels(), ENDS)
+    exact = reference.class_gradients(copy.deepcopy(net).double(), x.double(), labels(), ENDS)
     for k, (mine, theirs, truth) in enumerate(zip(ours, torchs, exact, strict=True)):
         assert mine.dtype == torch.float32
         assert_as_good_as_torch(mine, truth, theirs, dtype, f"{name} {k}", float(truth.abs().max()) / 8)
@@ -312,9 +318,9 @@ def test_autocast(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["linear-tokens", "conv-stride", "group-norm", "layer-norm-no-bias"])
 def test_networks_of_16_bits(name: str, dtype: torch.dtype) -> None:
     net, x = network(name, dtype)
-    ours = decoct.class_gradients(net, x, TARGETS, ENDS)
-    torchs = reference.class_gradients(net, x, TARGETS, ENDS)
-    exact = reference.class_gradients(copy.deepcopy(net).double(), x.double(), TARGETS, ENDS)
+    ours = decoct.class_gradients(net, x, labels(), ENDS)
+    torchs = reference.class_gradients(net, x, labels(), ENDS)
+    exact = reference.class_gradients(copy.deepcopy(net).double(), x.double(), labels(), ENDS)
     for k, (mine, theirs, truth) in enumerate(zip(ours, torchs, exact, strict=True)):
         assert mine.dtype == dtype
         assert_as_good_as_torch(mine, truth, theirs, dtype, f"{name} {k}", float(truth.abs().max()) / 8)
@@ -322,9 +328,9 @@ def test_networks_of_16_bits(name: str, dtype: torch.dtype) -> None:
 
 def test_a_row_that_is_not_finite_spoils_its_class_alone() -> None:
     net, x = network("conv-stride")
-    clean = decoct.class_gradients(net, x, TARGETS, ENDS)
+    clean = decoct.class_gradients(net, x, labels(), ENDS)
     x[3] = float("nan")
-    for ours, expected in zip(decoct.class_gradients(net, x, TARGETS, ENDS), clean, strict=True):
+    for ours, expected in zip(decoct.class_gradients(net, x, labels(), ENDS), clean, strict=True):
         assert ours[2].isnan().all()
         assert torch.equal(ours[[0, 1, 3]], expected[[0, 1, 3]])
 
@@ -332,7 +338,7 @@ def test_a_row_that_is_not_finite_spoils_its_class_alone() -> None:
 def test_no_rows_and_no_classes() -> None:
     net, x = network("conv")
     for ends in ([0], [0, 0, 0]):
-        ours = decoct.class_gradients(net, x[:0], TARGETS[:0], ends)
+        ours = decoct.class_gradients(net, x[:0], labels()[:0], ends)
         assert [g.shape[0] for g in ours] == [len(ends) - 1] * 4
         assert not any(g.any() for g in ours)
 
@@ -414,7 +420,8 @@ def test_transforms() -> None:
 def test_opcheck() -> None:
     """The registered ops under torch's own checks of schema, fake tensors and dispatch."""
     convolution, ends = list(layers.LAYERS["groups"][4]), torch.tensor(layers.ENDS)
-    a, d, w = (t.requires_grad_() for t in layers.tensors("groups", weighted=True).values())
+    drawn = layers.tensors("groups", weighted=True).values()
+    a, d, w = (t.to(table.DEVICE).requires_grad_() for t in drawn)
     weight, bias = rows(4, 9, 12).requires_grad_(), rows(4, 9).requires_grad_()
     rest, ops = (ends, 4, convolution), torch.ops.decoct
     torch.library.opcheck(ops.segment_outer.default, (a, d, w, *rest, True))
@@ -425,7 +432,7 @@ def test_opcheck() -> None:
 
 def test_refusals() -> None:
     net, x = network("conv")
-    good: dict[str, Any] = {"net": net, "x": x, "targets": TARGETS, "x_offsets": ENDS}
+    good: dict[str, Any] = {"net": net, "x": x, "targets": labels(), "x_offsets": ENDS}
     floats = "float64, float32, float16 or bfloat16"
     norm = nn.Sequential(nn.BatchNorm2d(3), net)
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
@@ -433,12 +440,16 @@ def test_refusals() -> None:
         (TypeError, "x must be a tensor, got list", {"x": [1.0]}),
         (TypeError, "targets must be a tensor, got int", {"targets": 1}),
         (TypeError, "weights must be a tensor, got float", {"weights": 1.0}),
-        (TypeError, f"weights must be {floats}, got int64", {"weights": TARGETS}),
+        (TypeError, f"weights must be {floats}, got int64", {"weights": labels()}),
         (TypeError, "chunk_size must be None or an int, got float", {"chunk_size": 2.0}),
         (TypeError, "x_offsets must hold ints only, got [0, 9.0]", {"x_offsets": [0, 9.0]}),
         (ValueError, "x must be (N, ...), got ()", {"x": x[0, 0, 0, 0]}),
-        (ValueError, "targets must be (N, ...) with N=9 as in x, got (8,)", {"targets": TARGETS[1:]}),
-        (ValueError, "targets must be on the device of x, cpu, got meta", {"targets": TARGETS.to("meta")}),
+        (ValueError, "targets must be (N, ...) with N=9 as in x, got (8,)", {"targets": labels()[1:]}),
+        (
+            ValueError,
+            f"targets must be on the device of x, {x.device}, got meta",
+            {"targets": labels().to("meta")},
+        ),
         (ValueError, "weights must be (N,) with N=9 as in x, got (9, 1)", {"weights": rows(9, 1)}),
         (ValueError, "chunk_size must be at least 1, got 0", {"chunk_size": 0}),
         (ValueError, "loss must be 'cross_entropy' or a function, got 'mse'", {"loss": "mse"}),
@@ -471,9 +482,9 @@ def test_transforms_of_the_whole_are_refused() -> None:
     with pytest.raises(
         RuntimeError, match=r"^class_gradients: torch.func and forward-mode AD are not offered"
     ):
-        torch.func.vmap(lambda x: decoct.class_gradients(net, x, TARGETS, ENDS)[0])(x[None])
+        torch.func.vmap(lambda x: decoct.class_gradients(net, x, labels(), ENDS)[0])(x[None])
     compiled = torch.compile(
-        lambda x: decoct.class_gradients(net, x, TARGETS, ENDS), backend="eager", fullgraph=True
+        lambda x: decoct.class_gradients(net, x, labels(), ENDS), backend="eager", fullgraph=True
     )
     with pytest.raises(RuntimeError, match=r"torch\.compile cannot trace it"):
         compiled(x)

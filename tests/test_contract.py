@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
+import table
 from comparison import assert_as_good_as_torch, compare, evaluate
 from samples import CASES, DTYPES, OPS, Op, Sample, rows
 from table import tensors_for
@@ -94,7 +95,7 @@ def test_third_derivatives(op: Op) -> None:
 
 @EVERY_OP
 def test_refusals(op: Op) -> None:
-    function = op.checked or op.function
+    function = op.checked or op.public  # refused wherever it would run
     for kind, message, arguments in op.errors():
         with pytest.raises(kind, match=f"^{re.escape(message)}$"):
             function(**arguments)
@@ -123,7 +124,7 @@ def test_autocast_changes_nothing(op: Op) -> None:
     sample = op.sample(op.compiled[0])
     names = list(sample.tensors)
     plain = evaluate(op.function, sample.cast(torch.float32, requires_grad=True), names)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(table.DEVICE, dtype=torch.bfloat16):
         cast = evaluate(op.function, sample.cast(torch.float32, requires_grad=True), names)
     for key in plain:
         assert cast[key].dtype == plain[key].dtype

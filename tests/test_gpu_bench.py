@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +21,10 @@ PATTERNS = (
     "mmd 10x(256,10)x2048, highest*",
     "sinkhorn 1000x1000x64, highest*",
     "sinkhorn 100x(256,50)x512, highest",
+    "gradients distance convnet 10, highest*",
+    "gradients class gradients 10x256, highest",
+    "gradients norm * 640x128x32x32, highest",
+    "gradients dc step 10x(256,10), high",
 )
 BUILT = ", built at run time"
 ROWS = [
@@ -29,6 +34,11 @@ ROWS = [
     "sinkhorn 1000x1000x64, highest",
     f"sinkhorn 1000x1000x64, highest{BUILT}",
     PATTERNS[3],
+    "gradients distance convnet 10, highest",
+    f"gradients distance convnet 10, highest{BUILT}",
+    PATTERNS[5],
+    *(f"gradients norm {stage} 640x128x32x32, highest" for stage in ("forward", "backward", "second")),
+    PATTERNS[7],
 ]
 
 
@@ -70,7 +80,7 @@ def test_a_run_at_toy_size(tmp_path: Path) -> None:
     statuses = {name: found["status"] for name, found in record["stages"].items()}
     skipped = dict.fromkeys(("tests", "sanitizer"), "skipped")
     assert statuses == {**dict.fromkeys(("build", "graphs", "ceilings", "timings"), "passed"), **skipped}
-    assert record["stages"]["graphs"]["passed"] == 60 + 28
+    assert record["stages"]["graphs"]["passed"] == 60 + 28 + 30 + 20 + 10
     rows = {row["name"]: row["contenders"] for row in record["stages"]["timings"]["rows"]}
     assert sorted(rows) == sorted(ROWS)
     for name, contenders in rows.items():
@@ -78,7 +88,8 @@ def test_a_run_at_toy_size(tmp_path: Path) -> None:
         assert contenders["decoct"]["ratio"]["median"] == 1, name
         peers = [entry for entry in contenders.values() if not entry["ours"]]
         assert len(peers) >= 1, name
-        assert sum("seconds" in entry for entry in peers) >= (2 if name.startswith("mmd") else 0), name
+        least = {"mmd": 2, "gradients": 1}.get(name.partition(" ")[0], 0)
+        assert sum("seconds" in entry for entry in peers) >= least, name
         for entry in contenders.values():
             assert "seconds" in entry or "not installed" in entry["note"], (name, entry)
         assert f"### {name}\n" in ran.stdout
@@ -169,15 +180,15 @@ def test_a_failed_check_is_a_failure(
 
     checks = [("good", lambda: None), ("bad", broken)]
     for checked, status in ((checks[:1], "passed"), (checks, "failed"), ([], "failed")):
-        monkeypatch.setitem(gpu_checks.KINDS, "graphs", lambda device, checked=checked: iter(checked))
-        job = {"device": "emulated", "kind": "graphs", "until": time.time() + 60}
+        monkeypatch.setitem(gpu_checks.KINDS, "graphs", lambda device, ops, checked=checked: iter(checked))
+        job = {"device": "emulated", "kind": "graphs", "ops": ["mmd"], "until": time.time() + 60}
         assert gpu_checks.main(job, tmp_path / "out.json") == (len(checked) > 1)
         found = gpu._checked(json.loads((tmp_path / "out.json").read_text()))
         assert found["status"] == status
         assert ("bad: AssertionError: on purpose" in found.get("why", "")) == (len(checked) > 1)
 
 
-@pytest.mark.parametrize("op", ["Mmd", "Sinkhorn"])
+@pytest.mark.parametrize("op", ["Mmd", "Sinkhorn", "Distance", "Norm", "Step"])
 def test_what_the_checks_of_graphs_find(op: str, emulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import gpu_checks
 
@@ -208,7 +219,59 @@ def test_paths_of_transport(emulated: Any) -> None:
     for _, call in [*gpu_paths.transports(toy=True)][:24:6]:
         call(emulated)
     with pytest.raises(AssertionError, match="a result is not finite"):
-        gpu_paths._finite(emulated, [decoct.mmd(*[torch.full((2, 3), torch.nan)] * 2)])
+        gpu_paths.finite(emulated, [decoct.mmd(*[torch.full((2, 3), torch.nan)] * 2)])
+
+
+def test_paths_of_gradient_matching(emulated: Any) -> None:
+    """Each kind of list, image and layer in each dtype; one of each runs, gpu.py runs all of them."""
+    import gpu_gradient_paths as paths
+
+    kinds = {
+        paths.distances: (paths.LISTS, ("float32", "bfloat16", "float64", "float16"), 2),
+        paths.norms: (paths.IMAGES, ("float32", "bfloat16", "float64", "float16", "bare"), 4),
+        paths.layers: (paths.LAYERS, ("highest", "high", "medium", "bfloat16", "float64", "weighted"), 4),
+    }
+    for listed, (forms, words, each) in kinds.items():
+        names = [name for name, _ in listed(toy=False)]
+        assert len(set(names)) == len(names)
+        for form in forms:
+            assert sum(f", {form}" in name for name in names) >= each, form
+            for word in words:
+                assert any(f", {form}" in name and word in name for name in names), (form, word)
+        calls = {name.split(", ")[-2 - ("weighted" in name)]: call for name, call in listed(toy=True)}
+        for call in calls.values():
+            call(emulated)
+
+
+def test_ops_can_be_chosen(emulated: Any) -> None:
+    import gpu
+    import gpu_checks
+
+    for kind in gpu_checks.KINDS.values():
+        every = [name for name, _ in kind(emulated, [*gpu.TESTS])]
+        assert len(set(every)) == len(every)
+        alone = {op: [name for name, _ in kind(emulated, [op])] for op in gpu.TESTS}
+        assert all(alone.values())
+        assert sorted(every) == sorted(name for names in alone.values() for name in names)
+    every = gpu.parse([]).names
+    alone = [name for op in gpu.TESTS for name in gpu.parse(["--ops", op]).names]
+    assert sorted(every) == sorted(alone)
+
+
+def test_each_ops_tests_are_there(bench: Path) -> None:
+    """Every op of the contract is somebody's, by the words that its tests are chosen by."""
+    import gpu
+    from samples import OPS
+
+    for op in OPS:
+        assert sum(any(word in op for word in words) for words in gpu.WORDS.values()) == 1, op
+    for op, names in gpu.TESTS.items():
+        for name in names:
+            assert (bench.parent / "tests" / name).is_file(), name
+            assert any(word in name for word in gpu.WORDS[op]), name
+    contract = (bench.parent / "tests" / "test_contract.py").read_text()
+    rules = re.findall(r"^def (test_\w+)", contract, re.MULTILINE)
+    assert not [rule for rule in rules for words in gpu.WORDS.values() for word in words if word in rule]
 
 
 @pytest.mark.parametrize("op", ["mmd", "sinkhorn"])
@@ -238,6 +301,35 @@ def test_wrong_results_are_not_timed(op: str, bench: Path) -> None:
         assert gpu_timings.compared(row, contender, [], values, gradient)["note"] == "nothing to compare with"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "distance convnet 10, highest",
+        "class gradients 10x256, highest",
+        "norm second 10x128x32x32, highest",
+        "dc step 10x(256,1), highest",
+        "dm step 10x(256,1), highest",
+    ],
+)
+def test_wrong_gradients_are_not_timed(name: str, bench: Path, emulated: Any) -> None:
+    import gpu_rows
+    import gpu_timings
+
+    (row,) = gpu_rows.listed([f"gradients {name}"])
+    case = row.at(toy=True)
+    x, y = row.inputs(case, emulated)
+    answers = row.answers(case, x, y)
+    for contender in row.contenders(emulated):
+        values, gradient = contender.build(case, x, y)()
+        flat = gpu_timings.together(gradient)
+        assert "note" not in gpu_timings.compared(row, contender, answers, values, flat), contender.name
+        wrong = [(values, flat * 1.2), *([(values + 1, flat)] if values.numel() else [])]
+        for results in wrong:
+            found = gpu_timings.compared(row, contender, answers, *results)
+            assert "differs from float64" in found["note"], contender.name
+        assert gpu_timings.compared(row, contender, answers, values, flat * torch.nan)["note"] == "not finite"
+
+
 def test_another_eps_is_not_timed(bench: Path) -> None:
     import gpu_rows
     import gpu_timings
@@ -253,6 +345,7 @@ def test_another_eps_is_not_timed(bench: Path) -> None:
 
 def test_every_case_of_bench_mmd_is_timed(bench: Path) -> None:
     import gpu_rows
+    import gradients_cases
     from mmd_cases import FULL
 
     rows = gpu_rows.listed()
@@ -260,6 +353,7 @@ def test_every_case_of_bench_mmd_is_timed(bench: Path) -> None:
     assert {row.case for row in first if row.op == "mmd"} == set(FULL)
     assert len({row.name for row in rows}) == len(rows)
     assert {row.case.name for row in first if row.op == "sinkhorn"} == set(gpu_rows.SINKHORN)
+    assert {row.case for row in first if row.op == "gradients"} >= set(gradients_cases.FULL)
     sinkhorn = gpu_rows.listed(["sinkhorn*"])
     assert sinkhorn
     assert all(row.op == "sinkhorn" for row in sinkhorn)

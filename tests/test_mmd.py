@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import decoct
+import table
 from comparison import compare
 from decoct import reference
 from decoct.kernels import Gaussian, Laplacian, Polynomial
@@ -325,7 +326,7 @@ def test_backends_can_be_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
         def __getattr__(self, name: str) -> object:
             raise NotImplementedError(name)
 
-    monkeypatch.setitem(decoct.ops.backends, "cpu", Broken())
+    monkeypatch.setitem(decoct.ops.backends, table.DEVICE, Broken())
     with pytest.raises(NotImplementedError):
         decoct.mmd(rows(3, 2), rows(3, 2))
 
