@@ -109,11 +109,6 @@ struct NormGroup {
   }
   DECOCT_DEVICE T tangent_bias(int k) const { return p.tangent_bias ? p.tangent_bias[channel(k)] : T(0); }
 
-  DECOCT_DEVICE void read_statistics() {
-    mean = p.mean[statistic()];
-    factor = p.factor[statistic()];
-  }
-
   // Element d of the group in a tensor of x's shape.
   DECOCT_DEVICE T element(const Source& s, int d) const {
     if (!p.last) return load_element<T>(s, statistic(), d);
@@ -178,6 +173,19 @@ struct NormGroup {
     });
   }
 
+  // What derivatives are made of: statistics, and what is kept.
+  DECOCT_DEVICE void read(Shared& shared, bool tangents) {
+    mean = p.mean[statistic()];
+    factor = p.factor[statistic()];
+    if (!Kept) return;
+    h = shared.take<T>(p.count());
+    g = shared.take<T>(p.count());
+    if (tangents) t = shared.take<T>(p.count());
+    keep_gradients();
+    if (tangents) keep_tangents();
+    sync_block();
+  }
+
   // Sums of add(d, sums) over the pixels of each channel; use(channel, sums) is called by one thread for
   // each. A channel goes to a warp where there are enough, else to the block.
   template <int Sums, class Add, class Use>
@@ -194,6 +202,14 @@ struct NormGroup {
     }
   }
 
+  // Writes value(channel, d) to a tensor of x's shape.
+  template <class Value>
+  DECOCT_DEVICE void write(void* to, Value value) const {
+    for (int d = thread_index(); d < p.count(); d += kThreads) {
+      const int k = d / p.pixels;
+      store_element(to, p.x.dtype, at(k, d % p.pixels, p.pixels), value(k, d));
+    }
+  }
   // The average of value(channel, d) over the window of pixel o of a pooled channel.
   template <class Value>
   DECOCT_DEVICE T pooled(int k, int o, Value value) const {
@@ -258,13 +274,7 @@ DECOCT_KERNEL norm_grad_kernel(NormView<T> p) {
   double* partial = shared.take<double>(kWarps);
   NormGroup<T, Kept> group(p);
   using Sum = typename NormGroup<T, Kept>::Sum;
-  group.read_statistics();
-  if (Kept) {
-    group.h = shared.take<T>(p.count());
-    group.g = shared.take<T>(p.count());
-    group.keep_gradients();
-    sync_block();
-  }
+  group.read(shared, false);
   const int64_t image = group.image * p.channels, all = p.images * p.channels;
   double mean = 0, slope = 0;  // [w g], [w g h]
   group.template over_channels<2>(
@@ -284,11 +294,9 @@ DECOCT_KERNEL norm_grad_kernel(NormView<T> p) {
   mean = block_sum(mean, partial) / p.count();
   slope = block_sum(slope, partial) / p.count();
   const T shift = group.factor * (T)mean, tilt = group.factor * (T)slope;
-  for (int d = thread_index(); d < p.count(); d += kThreads) {
-    const int k = d / p.pixels;
-    const T result = group.gradient_at(d) * (group.factor * group.weight(k)) - shift - group.hat_at(d) * tilt;
-    store_element(p.out_x, p.x.dtype, group.at(k, d % p.pixels, p.pixels), result);
-  }
+  group.write(p.out_x, [&](int k, int d) {
+    return group.gradient_at(d) * (group.factor * group.weight(k)) - shift - group.hat_at(d) * tilt;
+  });
 }
 
 // The means of a group that its second derivatives are made of.
@@ -307,15 +315,7 @@ DECOCT_KERNEL norm_second_kernel(NormView<T> p) {
   double* partial = shared.take<double>(kWarps);
   NormGroup<T, Kept> group(p);
   using Sum = typename NormGroup<T, Kept>::Sum;
-  group.read_statistics();
-  if (Kept) {
-    group.h = shared.take<T>(p.count());
-    group.g = shared.take<T>(p.count());
-    group.t = shared.take<T>(p.count());
-    group.keep_gradients();
-    group.keep_tangents();
-    sync_block();
-  }
+  group.read(shared, true);
   const int64_t image = group.image * p.channels, all = p.images * p.channels;
   NormMeans m{};
   group.template over_channels<5>(
@@ -352,13 +352,10 @@ DECOCT_KERNEL norm_second_kernel(NormView<T> p) {
     const T by_t = (T)(-f * f * m.wgh), constant = (T)(-f * m.ug + f * f * (m.wgh * m.t + m.th * m.wg)),
             by_h = (T)(-f * m.ugh - f * f * (m.twg - m.t * m.wg - 3 * m.th * m.wgh)),
             by_wg = (T)(-f * f * m.th);
-    for (int d = thread_index(); d < p.count(); d += kThreads) {
-      const int k = d / p.pixels;
+    group.write(p.out_x, [&](int k, int d) {
       const T by_g = group.factor * group.tangent_weight(k) + by_wg * group.weight(k);
-      const T result =
-          group.gradient_at(d) * by_g + (group.tangent_at(d) * by_t + (group.hat_at(d) * by_h + constant));
-      store_element(p.out_x, p.x.dtype, group.at(k, d % p.pixels, p.pixels), result);
-    }
+      return group.gradient_at(d) * by_g + (group.tangent_at(d) * by_t + (group.hat_at(d) * by_h + constant));
+    });
   }
   if (!p.out_grad) return;
   const T mean = (T)m.t, slope = (T)m.th;
