@@ -51,11 +51,13 @@ void run_gradient_distance(const GradientLayout& layout, const std::vector<uintp
             (workspace.data || layout.workspace_bytes() == 0),
         "workspace: smaller than the layout asks for");
   check(threads >= 1, "threads: expected at least 1");
-  arguments.workspace = (double*)workspace.data;
-  arguments.threads = threads;
-  arguments.stream = (void*)stream;
+  Execution execution;
+  execution.workspace = workspace.data;
+  execution.workspace_bytes = workspace.rows;
+  execution.threads = threads;
+  execution.stream = (void*)stream;
   const py::gil_scoped_release release;
-  gradient_distance(arguments);
+  gradient_distance(arguments, execution);
 }
 
 void bind_gradient_distance(py::module_& m) {

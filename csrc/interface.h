@@ -202,12 +202,9 @@ struct GradientArguments {
   void* value;                                   // (classes); nullptr with tangents
   const void *tangent_real, *tangent_synthetic;  // flat; nullptr: the gradient is wanted, else its derivative
   void *out_real, *out_synthetic;                // flat; nullptr: not wanted
-  double* workspace;
-  int threads;
-  void* stream;
 };
 
-void gradient_distance(const GradientArguments& arguments);
+void gradient_distance(const GradientArguments& arguments, const Execution& execution);
 
 // Images (N, C, H, W), channels in `groups` of equal size; rows of numbers are images of height 1. Their
 // memory has no gaps, and is that of (N, H, W, C) where channels_last, which needs a group for each channel.

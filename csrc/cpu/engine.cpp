@@ -9,7 +9,7 @@
 namespace decoct {
 namespace DECOCT_ISA {
 
-void gradient_distance(const GradientArguments& arguments);  // gradient_distance.cpp
+void gradient_distance(const GradientArguments& a, const Execution& e);  // gradient_distance.cpp
 
 namespace {
 

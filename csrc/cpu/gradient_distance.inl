@@ -337,9 +337,11 @@ struct GradientElements {
 template <class T, class E>
 struct GradientRun {
   const GradientArguments& a;
+  const Execution& execution;
   bool second;
 
   const GradientLayout& layout() const { return *a.layout; }
+  double* workspace() const { return (double*)execution.workspace; }
   GradientRule rule() const { return {layout().metric, layout().form, layout().epsilon}; }
   int partial() const { return layout().pieces ? kAllSums : 1; }
 
@@ -396,7 +398,7 @@ struct GradientRun {
     const auto p = place(part, c);
     const int64_t begin = local * part.size;
     const auto end_of = [&](int64_t total) { return begin + part.size < total ? begin + part.size : total; };
-    double* to = a.workspace + task * partial();
+    double* to = workspace() + task * partial();
     switch (part.cut) {
       case GradientCut::elements: {
         const int64_t n = end_of(part.shape.outer * part.shape.rows * part.shape.inner) - begin;
@@ -436,7 +438,7 @@ struct GradientRun {
     const Piece own = piece(part, task % layout().tasks - part.first_task);
     const bool list = layout().metric == GradientMetric::cosine;
     double sums[kAllSums];
-    total(a.workspace + (c * layout().tasks + (list ? 0 : own.first_task)) * kAllSums,
+    total(workspace() + (c * layout().tasks + (list ? 0 : own.first_task)) * kAllSums,
           list ? layout().tasks : own.tasks, sums);
     with_rows([&](auto kind) {
       decltype(kind)::write_run(decltype(kind)::coefficients(rule(), sums), place(part, c).at(own.begin),
@@ -445,7 +447,7 @@ struct GradientRun {
   }
 
   double value(int64_t c) const {
-    const double* partials = a.workspace + c * layout().tasks * partial();
+    const double* partials = workspace() + c * layout().tasks * partial();
     double sum = 0, sums[kAllSums];
     if (layout().metric == GradientMetric::cosine) {
       if (layout().tasks == 0) return 0;
@@ -467,7 +469,7 @@ struct GradientRun {
 
   void run() const {
     const int64_t tasks = layout().classes * layout().tasks;
-    const int threads = layout().classes * layout().elements < (1 << 15) ? 1 : a.threads;
+    const int threads = layout().classes * layout().elements < (1 << 15) ? 1 : execution.threads;
     cpu::parallel_for(tasks, threads, (void*)this, [](void* self, int64_t task, int) {
       ((const GradientRun*)self)->first(task);
       finish_stores();

@@ -75,13 +75,13 @@ void sinkhorn(const SinkhornArguments& a, const Execution& e) {
 void mean_bandwidth(const Clouds& clouds, const Execution& e) {
   cpu::engine().mean_bandwidth(clouds, e);
 }
-void gradient_distance(const GradientArguments& a) {
+void gradient_distance(const GradientArguments& a, const Execution& e) {
   // Results of a size at which allocators ask the system for fresh memory.
   const int64_t bytes = a.layout->classes * a.layout->elements * (a.layout->dtype == DType::float64 ? 8 : 4);
   if (bytes >= 32 << 20)
     for (void* out : {a.out_real, a.out_synthetic})
       if (out) cpu::on_huge_pages(out, bytes);
-  cpu::engine().gradient_distance(a);
+  cpu::engine().gradient_distance(a, e);
 }
 void group_norm(const NormArguments& a, const Execution& e) {
   cpu::engine().group_norm(a, e);

@@ -17,7 +17,7 @@ struct Engine {
   void (*group_norm_grad)(const NormGradArguments&, const Execution&);
   void (*group_norm_second)(const NormSecondArguments&, const Execution&);
   int64_t (*group_norm_workspace_bytes)(NormOp, const NormShape&, DType, int);
-  void (*gradient_distance)(const GradientArguments&);
+  void (*gradient_distance)(const GradientArguments&, const Execution&);
   void (*segment_outer)(const SegmentOuterArguments&, const Execution&);
   int64_t (*segment_outer_bytes)(const SegmentOuterArguments&);  // of one thread
 };

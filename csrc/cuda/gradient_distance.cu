@@ -8,7 +8,7 @@ namespace cuda {
 namespace {
 
 template <class T, class E, bool Second>
-void run_list(const GradientArguments& a) {
+void run_list(const GradientArguments& a, const Execution& e) {
   const GradientLayout& layout = *a.layout;
   if (layout.classes == 0) return;
   ListProblem<T> p{};
@@ -21,8 +21,8 @@ void run_list(const GradientArguments& a) {
   p.out_a = (T*)a.out_real;
   p.out_b = (T*)a.out_synthetic;
   p.value = (T*)a.value;
-  p.partial = a.workspace;
-  p.running = a.workspace + layout.classes * layout.tasks * p.sums;
+  p.partial = (double*)e.workspace;
+  p.running = p.partial + layout.classes * layout.tasks * p.sums;
   // Sums of a list that is one row come from all first launches.
   for (const bool first : {true, false}) {
     for (int64_t begin = 0; begin < a.part_count; begin += kListTensors) {
@@ -46,21 +46,21 @@ void run_list(const GradientArguments& a) {
       const int64_t blocks = layout.classes * p.tasks;
       if (first) {
         launch(gradient_first_kernel<T, E, Second>,
-               {blocks, kThreads, kWarps * kAllSums * 32 * (int)sizeof(double), a.stream}, p);
+               {blocks, kThreads, kWarps * kAllSums * 32 * (int)sizeof(double), e.stream}, p);
         continue;
       }
       const bool writes = p.pieces && (a.out_real || a.out_synthetic);
       launch(gradient_second_kernel<T, E, Second>,
              {(Second ? 0 : layout.classes) + (writes ? blocks : 0), kThreads,
-              kWarps * kAllSums * (int)sizeof(double), a.stream},
+              kWarps * kAllSums * (int)sizeof(double), e.stream},
              p);
     }
   }
 }
 
 template <class T, class E>
-void run(const GradientArguments& a) {
-  a.tangent_real ? run_list<T, E, true>(a) : run_list<T, E, false>(a);
+void run(const GradientArguments& a, const Execution& e) {
+  a.tangent_real ? run_list<T, E, true>(a, e) : run_list<T, E, false>(a, e);
 }
 
 }  // namespace
@@ -75,16 +75,16 @@ GradientLayout gradient_layout(GradientMetric metric, EpsilonForm form, double e
   return cut_gradients(cuts, metric, form, epsilon, dtype, classes, shapes);
 }
 
-void gradient_distance(const GradientArguments& a) {
+void gradient_distance(const GradientArguments& a, const Execution& e) {
   switch (a.layout->dtype) {
     case DType::float64:
-      return cuda::run<double, double>(a);
+      return cuda::run<double, double>(a, e);
     case DType::float16:
-      return cuda::run<float, cuda::Half>(a);
+      return cuda::run<float, cuda::Half>(a, e);
     case DType::bfloat16:
-      return cuda::run<float, cuda::Bfloat>(a);
+      return cuda::run<float, cuda::Bfloat>(a, e);
     default:
-      return cuda::run<float, float>(a);
+      return cuda::run<float, float>(a, e);
   }
 }
 

@@ -117,9 +117,9 @@ void launch_gradients() {
     arguments.parts = layout.parts.data();
     arguments.part_count = 1;
     arguments.real = arguments.synthetic = addresses;
-    gradient_distance(arguments);
+    gradient_distance(arguments, {});
     arguments.tangent_real = arguments.tangent_synthetic = &layout;
-    gradient_distance(arguments);
+    gradient_distance(arguments, {});
   }
 }
 

@@ -212,9 +212,11 @@ GradientOutputs<T> run_gradients(const GradientCase& test, const GradientData& d
   a.tangent_synthetic = second ? tangents[1].data() : nullptr;
   a.out_real = need & 1 ? out.a.data() : nullptr;
   a.out_synthetic = need & 2 ? out.b.data() : nullptr;
-  a.workspace = workspace.data();
-  a.threads = threads;
-  gradient_distance(a);
+  Execution execution;
+  execution.workspace = workspace.data();
+  execution.workspace_bytes = layout.workspace_bytes();
+  execution.threads = threads;
+  gradient_distance(a, execution);
   return out;
 }
 
