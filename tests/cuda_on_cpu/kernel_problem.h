@@ -260,13 +260,10 @@ struct Results {
   bool spare_untouched() const { return x.spare_untouched() && y.spare_untouched(); }
 };
 
-// Lays a call out and runs it, with a schedule and scratch that are not one byte longer than asked for.
+// Runs a call with a schedule and scratch that are not one byte longer than asked for.
 template <class Call>
-void execute(const Sizes& sizes, Precision precision, const Call& call) {
-  const Plan layout = plan(sizes);
+void execute(const Plan& layout, Precision precision, const Call& call) {
   const std::vector<int32_t> host(layout.schedule), device(layout.schedule);
-  if (workspace_bytes(sizes, host.data(), (int64_t)host.size()) != layout.workspace_bytes)
-    throw std::runtime_error("plan and workspace_bytes differ");
   const Memory workspace(layout.workspace_bytes);
   Execution e;
   e.schedule = host.data();
@@ -275,6 +272,16 @@ void execute(const Sizes& sizes, Precision precision, const Call& call) {
   e.workspace_bytes = layout.workspace_bytes;
   e.precision = precision;
   call(e);
+}
+
+// Lays it out first.
+template <class Call>
+void execute(const Sizes& sizes, Precision precision, const Call& call) {
+  const Plan layout = plan(sizes);
+  if (workspace_bytes(sizes, layout.schedule.data(), (int64_t)layout.schedule.size()) !=
+      layout.workspace_bytes)
+    throw std::runtime_error("plan and workspace_bytes differ");
+  execute(layout, precision, call);
 }
 
 struct Case {

@@ -32,16 +32,8 @@ LayerResults<T> run_layer(const Layer& l, const Grid4& a, const Grid4& d, Grid<T
   arguments.type = dtype_of<T>;
   arguments.weight = out.weight.matrix();
   if (bias) arguments.bias = out.bias.matrix();
-  const Plan layout = plan_segment_outer(arguments, 1);
-  const std::vector<int32_t> host(layout.schedule), device(layout.schedule);
-  const Memory workspace(layout.workspace_bytes);
-  Execution e;
-  e.schedule = host.data();
-  e.device_schedule = device.data();
-  e.workspace = workspace.data();
-  e.workspace_bytes = layout.workspace_bytes;
-  e.precision = precision;
-  segment_outer(arguments, e);
+  execute(plan_segment_outer(arguments, 1), precision,
+          [&](const Execution& e) { segment_outer(arguments, e); });
   return out;
 }
 
