@@ -299,13 +299,15 @@ def test_through_a_network_twice() -> None:
 
 
 def test_a_device_without_kernels() -> None:
-    with pytest.raises(RuntimeError, match=r"^mmd: no kernels for device meta; pass x.cpu\(\)$"):
+    with pytest.raises(RuntimeError, match=r"^mmd: no kernels for device meta; pass tensors on the CPU$"):
         decoct.mmd(rows(3, 2).to("meta"), rows(3, 2).to("meta"))
 
 
 def test_a_build_without_cuda_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_backend, "backends", {})
-    message = "^mmd: x is on cuda:0, and this build of decoct has no CUDA kernels; with a CUDA toolkit"
+    message = (
+        "^mmd: no kernels for device cuda:0, as this build of decoct has none for CUDA; with a CUDA toolkit"
+    )
     with pytest.raises(RuntimeError, match=message):
         _backend.backend_for("mmd", torch.device("cuda:0"))
 

@@ -64,11 +64,11 @@ def backend_for(op: str, device: torch.device) -> ModuleType | Any:
         raise RuntimeError(f"{op}: decoct's compiled module {load(MODULES['cpu'])[1] or 'was taken out'}")
     if device.type == "cuda":
         raise RuntimeError(
-            f"{op}: x is on {device}, and this build of decoct has no CUDA kernels; with a CUDA toolkit on "
-            "PATH rebuild it: pip install --force-reinstall --no-deps --no-binary decoct decoct "
-            "(or pass x.cpu())"
+            f"{op}: no kernels for device {device}, as this build of decoct has none for CUDA; with a CUDA "
+            "toolkit on PATH rebuild it: pip install --force-reinstall --no-deps --no-binary decoct decoct "
+            "(or pass tensors on the CPU)"
         )
-    raise RuntimeError(f"{op}: no kernels for device {device}; pass x.cpu()")
+    raise RuntimeError(f"{op}: no kernels for device {device}; pass tensors on the CPU")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
