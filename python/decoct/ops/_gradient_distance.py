@@ -20,7 +20,7 @@ from torch import Tensor
 from decoct.ops import _transforms
 from decoct.ops._backend import as_matrix, backend_for, compute_dtype, dtype_name, stream_of
 from decoct.ops._memory import result, scratch
-from decoct.ops._registry import refuse, register
+from decoct.ops._registry import autograd_function, refuse, register
 
 __all__ = ["REAL", "SYNTHETIC", "distance"]
 
@@ -139,31 +139,27 @@ _hvp_op = register(
 )
 
 
-class _HvpFunction(torch.autograd.Function):
+def _hvp_parts(settings: Any, need: int, *tensors: Tensor) -> Any:
     """The same on lists: real, synthetic and the tangents of both, to the wanted parts of both."""
+    count = len(tensors) // 4
+    lists = [tensors[i * count : (i + 1) * count] for i in range(4)]
+    dtype = compute_dtype(tensors[0].dtype)
+    flat = [torch.cat([t.reshape(-1) for t in moved]).to(dtype) for moved in lists[2:]]
+    compute: Any = _hvp if _transforms.unwatched(tensors) else _hvp_op
+    outputs = compute(*lists[:2], *flat, *settings, need)
+    wanted = [(lists[i], outputs[i]) for i in (0, 1) if need & 1 << i]
+    return tuple(part for like, out in wanted for part in _parts(out, like))
 
-    @staticmethod
-    def forward(settings: Any, need: int, *tensors: Tensor) -> Any:
-        count = len(tensors) // 4
-        lists = [tensors[i * count : (i + 1) * count] for i in range(4)]
-        dtype = compute_dtype(tensors[0].dtype)
-        flat = [torch.cat([t.reshape(-1) for t in moved]).to(dtype) for moved in lists[2:]]
-        outputs = _transforms.forward(_hvp, _hvp_op, *lists[:2], *flat, *settings, need)
-        wanted = [(lists[i], outputs[i]) for i in (0, 1) if need & 1 << i]
-        return tuple(part for like, out in wanted for part in _parts(out, like))
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
+def _hvp_vmap(function: Any, info: Any, dims: Any, settings: Any, need: int, *tensors: Tensor) -> Any:
+    settings, whole = _folded(info.batch_size, dims[2:], settings, tensors)
+    outputs = function(settings, need, *whole)
+    return outputs, (0,) * len(outputs)
 
-    backward = staticmethod(_no_third)
-    jvp = staticmethod(_no_third)
 
-    @staticmethod
-    def vmap(info: Any, dims: Any, settings: Any, need: int, *tensors: Tensor) -> Any:
-        folded = _folded(info.batch_size, dims[2:], settings, tensors)
-        outputs = _transforms.run(_HvpFunction, folded[0], need, *folded[1])
-        return outputs, (0,) * len(outputs)
+_hvp_function = autograd_function(
+    "gradient_distance_hvp", _hvp_parts, backward=_no_third, jvp=_no_third, vmap=_hvp_vmap
+)
 
 
 def _folded(
@@ -201,11 +197,9 @@ def _values_fake(real: Any, synthetic: Sequence[Tensor], *rest: Any) -> tuple[Te
     return value, *_flats_fake(synthetic, rest[-1])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    real, synthetic, *settings, need = inputs
-    ctx.save_for_backward(*real, *synthetic, *output[1:])
-    ctx.settings, ctx.need = settings, need
-    ctx.set_materialize_grads(False)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> tuple[Tensor, ...]:
+    real, synthetic, *ctx.settings, ctx.need = inputs
+    return *real, *synthetic, *output[1:]
 
 
 def _backward(ctx: Any, bar: Tensor | None, *bars: Tensor | None) -> Any:
@@ -235,68 +229,74 @@ _op = register(
     _values,
     _values_fake,
     _backward,
-    _setup_context,
+    _save,
 )
 
 
-class _DistanceFunction(torch.autograd.Function):
+def _distance_parts(settings: Any, need: int, *tensors: Tensor) -> Any:
     """Value and the wanted parts of the gradients as differentiable outputs: for torch.func, forward-mode AD
     and second derivatives."""
+    count = len(tensors) // 2
+    lists = tensors[:count], tensors[count:]
+    compute: Any = _values if _transforms.unwatched(tensors) else _op
+    value, *flats = compute(*lists, *settings, need)
+    wanted = [(lists[i], flats[i]) for i in (0, 1) if need & 1 << i]
+    return value, *(part for like, flat in wanted for part in _parts(flat, like))
 
-    @staticmethod
-    def forward(settings: Any, need: int, *tensors: Tensor) -> Any:
-        count = len(tensors) // 2
-        lists = tensors[:count], tensors[count:]
-        value, *flats = _transforms.forward(_values, _op, *lists, *settings, need)
-        wanted = [(lists[i], flats[i]) for i in (0, 1) if need & 1 << i]
-        return value, *(part for like, flat in wanted for part in _parts(flat, like))
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        settings, need, *tensors = inputs
-        ctx.save_for_backward(*tensors, *output[1:])
-        ctx.save_for_forward(*tensors, *output[1:])
-        ctx.settings, ctx.need, ctx.count = settings, need, len(tensors)
-        ctx.set_materialize_grads(False)
+def _distance_save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> tuple[Tensor, ...]:
+    ctx.settings, ctx.need, *tensors = inputs
+    ctx.count = len(tensors)
+    return *tensors, *output[1:]
 
-    @staticmethod
-    def _along(ctx: Any, moved: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The derivative of both sides' gradients along tangents of the tensors; None where not wanted."""
-        tensors = ctx.saved_tensors[: ctx.count]
-        filled = [torch.zeros_like(t) if m is None else m for m, t in zip(moved, tensors, strict=True)]
-        outputs = list(_transforms.run(_HvpFunction, ctx.settings, ctx.need, *tensors, *filled))
-        return _spread(outputs, ctx.need, ctx.count)
 
-    @staticmethod
-    def backward(ctx: Any, bar: Tensor | None, *bars: Tensor | None) -> Any:
-        tensors = ctx.saved_tensors[: ctx.count]
-        parts = _spread(list(ctx.saved_tensors[ctx.count :]), ctx.need, ctx.count)
-        grads: list[Tensor | None] = [None] * ctx.count
-        if bar is not None:
-            grads = [p if p is None else _scaled(p, bar, ctx.settings[1], p.dtype) for p in parts]
-        if any(b is not None for b in bars):
-            second = _DistanceFunction._along(ctx, _spread(list(bars), ctx.need, ctx.count))
-            pairs = zip(grads, second, strict=True)
-            grads = [g if s is None else s if g is None else g + s for g, s in pairs]
-        return None, None, *_typed(grads, tensors)
+def _along(ctx: Any, moved: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The derivative of both sides' gradients along tangents of the tensors; None where not wanted."""
+    tensors = ctx.saved_tensors[: ctx.count]
+    filled = [torch.zeros_like(t) if m is None else m for m, t in zip(moved, tensors, strict=True)]
+    outputs = list(_hvp_function(ctx.settings, ctx.need, *tensors, *filled))
+    return _spread(outputs, ctx.need, ctx.count)
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        moved = list(tangents[2:])
-        parts = _spread(list(ctx.saved_tensors[ctx.count :]), ctx.need, ctx.count)
-        classes, value = ctx.settings[1], None
-        for part, tangent in zip(parts, moved, strict=True):
-            if part is not None and tangent is not None:
-                term = (part * tangent.to(part.dtype)).reshape(classes, -1).sum(1)
-                value = term if value is None else value + term
-        along = _DistanceFunction._along(ctx, moved)
-        return value, *(a for a in along if a is not None)
 
-    @staticmethod
-    def vmap(info: Any, dims: Any, settings: Any, need: int, *tensors: Tensor) -> Any:
-        folded, whole = _folded(info.batch_size, dims[2:], settings, tensors)
-        value, *parts = _transforms.run(_DistanceFunction, folded, need, *whole)
-        return (value.reshape(info.batch_size, -1), *parts), (0,) * (1 + len(parts))
+def _distance_backward(ctx: Any, bar: Tensor | None, *bars: Tensor | None) -> Any:
+    tensors = ctx.saved_tensors[: ctx.count]
+    parts = _spread(list(ctx.saved_tensors[ctx.count :]), ctx.need, ctx.count)
+    grads: list[Tensor | None] = [None] * ctx.count
+    if bar is not None:
+        grads = [p if p is None else _scaled(p, bar, ctx.settings[1], p.dtype) for p in parts]
+    if any(b is not None for b in bars):
+        second = _along(ctx, _spread(list(bars), ctx.need, ctx.count))
+        pairs = zip(grads, second, strict=True)
+        grads = [g if s is None else s if g is None else g + s for g, s in pairs]
+    return None, None, *_typed(grads, tensors)
+
+
+def _distance_jvp(ctx: Any, *tangents: Any) -> Any:
+    moved = list(tangents[2:])
+    parts = _spread(list(ctx.saved_tensors[ctx.count :]), ctx.need, ctx.count)
+    classes, value = ctx.settings[1], None
+    for part, tangent in zip(parts, moved, strict=True):
+        if part is not None and tangent is not None:
+            term = (part * tangent.to(part.dtype)).reshape(classes, -1).sum(1)
+            value = term if value is None else value + term
+    along = _along(ctx, moved)
+    return value, *(a for a in along if a is not None)
+
+
+def _distance_vmap(function: Any, info: Any, dims: Any, settings: Any, need: int, *tensors: Tensor) -> Any:
+    settings, whole = _folded(info.batch_size, dims[2:], settings, tensors)
+    value, *parts = function(settings, need, *whole)
+    return (value.reshape(info.batch_size, -1), *parts), (0,) * (1 + len(parts))
+
+
+_distance_function = autograd_function(
+    "gradient_distance",
+    _distance_parts,
+    backward=_distance_backward,
+    jvp=_distance_jvp,
+    vmap=_distance_vmap,
+    save=_distance_save,
+)
 
 
 def _spread(wanted: list[Any], need: int, count: int) -> list[Any]:
@@ -322,7 +322,7 @@ class _Once(torch.autograd.Function):
     def backward(ctx: Any, bar: Tensor) -> Any:
         tensors, classes, count = ctx.saved_tensors, ctx.settings[1], ctx.count
         if torch.is_grad_enabled():
-            outputs = _transforms.run(_DistanceFunction, ctx.settings, ctx.need, *tensors)
+            outputs = _distance_function(ctx.settings, ctx.need, *tensors)
             parts = _spread(list(outputs[1:]), ctx.need, len(tensors))
             grads = [p if p is None else _scaled(p, bar, classes, p.dtype) for p in parts]
             return None, None, None, None, *_typed(grads, tensors)
@@ -359,7 +359,7 @@ def distance(
             for side, tensors_of in ((REAL, real), (SYNTHETIC, synthetic))
             if any(_transforms.needs_gradient(t) for t in tensors_of)
         )
-        value = _transforms.run(_DistanceFunction, settings, need, *tensors)[0]
+        value = _distance_function(settings, need, *tensors)[0]
         return value.reshape(()) if scalar else value  # type: ignore[no-any-return]
     need = 0
     if torch.is_grad_enabled():

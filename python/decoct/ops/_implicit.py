@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoct.ops import _sums, _transforms
+from decoct.ops import _sums
 from decoct.ops._backend import XX, XY, YY, A, B, X, Y
 from decoct.ops._equations import Equations, Problem
-from decoct.ops._registry import refuse, register
+from decoct.ops._registry import Op, refuse
 
 __all__ = ["implicit", "pushed"]
 
@@ -32,7 +32,7 @@ _PUSHED_SCHEMA = (
     "float[] numbers, int terms, int need"
 )
 _PUSHED_LAYOUT = "rrrroosrrrrrrrr---"
-_NO_THIRD = "sinkhorn has first and second derivatives; a third one is not offered"
+_no_third = refuse("sinkhorn has first and second derivatives; a third one is not offered")
 
 
 def _cross(
@@ -95,12 +95,15 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(_sums.outputs_for(arguments[0], arguments[1], arguments[-1]))
 
 
-_op = register(
+implicit = Op(
     f"sinkhorn_implicit({_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
     _implementation,
     _fake,
-    refuse(_NO_THIRD),
+    backward=_no_third,
+    jvp=_no_third,
+    vmap=_LAYOUT,
 )
+"""Cotangents of x, y, a and b from those of the potentials and of the derivatives by the points."""
 
 
 def _pushed_implementation(*arguments: Any) -> tuple[Tensor, ...]:
@@ -153,23 +156,12 @@ def _pushed_fake(*arguments: Any) -> tuple[Tensor, ...]:
     )[:2]
 
 
-_pushed_op = register(
+pushed = Op(
     f"sinkhorn_pushed({_PUSHED_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _pushed_implementation,
     _pushed_fake,
-    refuse(_NO_THIRD),
+    backward=_no_third,
+    jvp=_no_third,
+    vmap=_PUSHED_LAYOUT,
 )
-
-
-_Function = _transforms.terminal(_implementation, _op, _LAYOUT, refuse(_NO_THIRD))
-_PushedFunction = _transforms.terminal(_pushed_implementation, _pushed_op, _PUSHED_LAYOUT, refuse(_NO_THIRD))
-
-
-def implicit(*arguments: Any) -> tuple[Tensor, ...]:
-    """Cotangents of x, y, a and b from those of the potentials and of the derivatives by the points."""
-    return _transforms.call(_Function, _op, *arguments)  # type: ignore[no-any-return]
-
-
-def pushed(*arguments: Any) -> tuple[Tensor, ...]:
-    """Tangents of the potentials and of the derivatives by the points from those of x, y, a and b."""
-    return _transforms.call(_PushedFunction, _pushed_op, *arguments)  # type: ignore[no-any-return]
+"""Tangents of the potentials and of the derivatives by the points from those of x, y, a and b."""

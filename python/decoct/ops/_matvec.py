@@ -26,12 +26,10 @@ from decoct.ops._backend import (
     offsets_or_uniform,
     readable,
 )
-from decoct.ops._registry import KERNEL_SCHEMA, register
+from decoct.ops._registry import KERNEL_SCHEMA, Op
 from decoct.ops._sums import hvp, kernel_sums
 
 __all__ = ["matvec", "product"]
-
-_LAYOUT = "rrroosrrr--"
 
 
 def product(
@@ -75,10 +73,9 @@ def _fake(x: Tensor, y: Tensor, v: Tensor, *rest: Any) -> Tensor:
     return x.new_empty((x.shape[0], v.shape[1]), dtype=compute_dtype(x.dtype))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, y, v, x_offsets, y_offsets, segments, bandwidth, f, g, *kernel = inputs
-    ctx.save_for_backward(x, y, v, x_offsets, y_offsets, bandwidth, f, g)
-    ctx.segments, ctx.kernel = segments, kernel
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor | None, ...]:
+    ctx.segments, ctx.kernel = inputs[5], inputs[9:]
+    return *inputs[:5], *inputs[6:9]
 
 
 def _cross_only(bandwidth: Tensor, segments: int) -> Tensor:
@@ -132,75 +129,51 @@ def _plus(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else total + part
 
 
-_matvec_op = register(
+def _jvp(ctx: Any, *tangents: Any) -> Any:
+    x, y, v, x_offsets, y_offsets, bandwidth, f, g = ctx.saved_tensors
+    moved = list(tangents[:2])
+    out: Tensor | None = None
+    if tangents[2] is not None:
+        out = matvec(x, y, tangents[2], x_offsets, y_offsets, ctx.segments, bandwidth, f, g, *ctx.kernel)
+    if all(tangent is None for tangent in moved):
+        return out
+    moved = [None if t is None else t.to(compute_dtype(x.dtype)) for t in moved]
+    # The derivative of sum_ij a_i v_j k(x_i, y_j) by a is the product, its derivative along the tangents
+    # is ours.
+    ones, columns = torch.ones_like(x[:, 0], dtype=v.dtype), []
+    for column in range(v.shape[1]):
+        parts = hvp(
+            x,
+            y,
+            ones,
+            v[:, column],
+            x_offsets,
+            y_offsets,
+            ctx.segments,
+            _cross_only(bandwidth, ctx.segments),
+            bandwidth,
+            f,
+            g,
+            *ctx.kernel,
+            XY,
+            *moved,
+            None,
+            None,
+            A,
+        )
+        columns.append(parts[2])
+    along = torch.stack(columns, 1) if columns else torch.zeros_like(x[:, :0], dtype=v.dtype)
+    return _plus(out, along)
+
+
+matvec = Op(
     "kernel_matvec(Tensor x, Tensor y, Tensor v, Tensor? x_offsets, Tensor? y_offsets, SymInt segments, "
     f"Tensor bandwidth, Tensor? f, Tensor? g, {KERNEL_SCHEMA}) -> Tensor",
     product,
     _fake,
-    _backward,
-    _setup_context,
+    backward=_backward,
+    jvp=_jvp,
+    vmap="rrroosrrr--",
+    save=_save,
 )
-
-
-class _MatvecFunction(torch.autograd.Function):
-    """`kernel_matvec` under torch.func and forward-mode AD."""
-
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _matvec_op(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:5], *inputs[6:9])
-
-    backward = staticmethod(_backward)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        x, y, v, x_offsets, y_offsets, bandwidth, f, g = ctx.saved_tensors
-        moved = list(tangents[:2])
-        out: Tensor | None = None
-        if tangents[2] is not None:
-            out = matvec(x, y, tangents[2], x_offsets, y_offsets, ctx.segments, bandwidth, f, g, *ctx.kernel)
-        if all(tangent is None for tangent in moved):
-            return out
-        moved = [None if t is None else t.to(compute_dtype(x.dtype)) for t in moved]
-        # The derivative of sum_ij a_i v_j k(x_i, y_j) by a is the product, its derivative along the tangents
-        # is ours.
-        ones, columns = torch.ones_like(x[:, 0], dtype=v.dtype), []
-        for column in range(v.shape[1]):
-            parts = hvp(
-                x,
-                y,
-                ones,
-                v[:, column],
-                x_offsets,
-                y_offsets,
-                ctx.segments,
-                _cross_only(bandwidth, ctx.segments),
-                bandwidth,
-                f,
-                g,
-                *ctx.kernel,
-                XY,
-                *moved,
-                None,
-                None,
-                A,
-            )
-            columns.append(parts[2])
-        along = torch.stack(columns, 1) if columns else torch.zeros_like(x[:, :0], dtype=v.dtype)
-        return _plus(out, along)
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> Any:
-        folded = _transforms.fold(_LAYOUT, info.batch_size, dims, arguments)
-        return _transforms.unfold(info.batch_size, _transforms.run(_MatvecFunction, *folded))
-
-
-def matvec(*arguments: Any) -> Tensor:
-    """The registered op, or its twin where a function transform is active."""
-    if _transforms.active():
-        return _transforms.run(_MatvecFunction, *arguments)  # type: ignore[no-any-return]
-    return _matvec_op(*arguments)  # type: ignore[no-any-return]
+"""K(x, y) @ v."""

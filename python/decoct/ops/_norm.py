@@ -18,7 +18,7 @@ from torch import Tensor
 from decoct.ops import _transforms
 from decoct.ops._backend import backend_for, compute_dtype, dtype_name, stream_of
 from decoct.ops._memory import result, scratch
-from decoct.ops._registry import refuse, register
+from decoct.ops._registry import Op, autograd_function, refuse
 
 __all__ = ["norm"]
 
@@ -26,7 +26,7 @@ BY_X, BY_WEIGHT, BY_BIAS = 1, 2, 4
 BY_GRAD = 8
 """Bits of a `need` mask: which derivatives an op computes. The others are returned without an element."""
 
-_THIRD = "group_norm: first and second derivatives are computed, a third one is not offered"
+_no_third = refuse("group_norm: first and second derivatives are computed, a third one is not offered")
 _STATIC = "SymInt groups, float epsilon, bool relu, SymInt pool"
 _PROBLEM = f"Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor factor, {_STATIC}"
 
@@ -170,13 +170,10 @@ def _value_fake(
     return out, mean, torch.empty_like(mean)
 
 
-def _value_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, *static = inputs
-    _, mean, factor = output
-    ctx.save_for_backward(x, weight, bias, mean, factor)
-    ctx.static = static
-    ctx.mark_non_differentiable(mean, factor)
-    ctx.set_materialize_grads(False)
+def _value_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    ctx.static = inputs[3:]
+    ctx.mark_non_differentiable(*output[1:])
+    return *inputs[:3], *output[1:]
 
 
 def _needed(wanted: Any, *bits: int) -> int:
@@ -194,15 +191,6 @@ def _value_backward(ctx: Any, bar: Tensor | None, *others: Any) -> Any:
 
 def _chosen(parts: tuple[Tensor, ...], need: int, *bits: int) -> tuple[Tensor | None, ...]:
     return tuple(part if need & bit else None for part, bit in zip(parts, bits, strict=True))
-
-
-_value_op = register(
-    f"group_norm(Tensor x, Tensor? weight, Tensor? bias, {_STATIC}) -> (Tensor, Tensor, Tensor)",
-    _value,
-    _value_fake,
-    _value_backward,
-    _value_setup,
-)
 
 
 # ---- its gradient: derivatives of <grad, value> by x, weight and bias
@@ -246,10 +234,9 @@ def _grad_fake(grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return grad_x, _parameter(mean, x, need & BY_WEIGHT), _parameter(mean, x, need & BY_BIAS)
 
 
-def _grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:6])
+def _grad_save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> tuple[Tensor | None, ...]:
     ctx.static, ctx.need = inputs[6:10], inputs[10]
-    ctx.set_materialize_grads(False)
+    return inputs[:6]
 
 
 def _grad_backward(ctx: Any, *bars: Tensor | None) -> Any:
@@ -260,15 +247,6 @@ def _grad_backward(ctx: Any, *bars: Tensor | None) -> Any:
         return nothing
     parts = _second(*bars, *ctx.saved_tensors, *ctx.static, need)
     return (*_chosen(parts, need, BY_GRAD, BY_X, BY_WEIGHT), *nothing[3:])
-
-
-_grad_op = register(
-    f"group_norm_grad(Tensor grad, {_PROBLEM}, int need) -> (Tensor, Tensor, Tensor)",
-    _grad_run,
-    _grad_fake,
-    _grad_backward,
-    _grad_setup,
-)
 
 
 # ---- derivatives of <tangents, gradient> by grad, x and weight
@@ -318,16 +296,7 @@ def _second_fake(
     return out_grad, out_x, _parameter(mean, x, need & BY_WEIGHT)
 
 
-_second_op = register(
-    "group_norm_second(Tensor? tangent_x, Tensor? tangent_weight, Tensor? tangent_bias, Tensor? grad, "
-    f"{_PROBLEM}, int need) -> (Tensor, Tensor, Tensor)",
-    _second_run,
-    _second_fake,
-    refuse(_THIRD),
-)
-
-
-# ---- the same ops as autograd functions, for torch.func and forward-mode AD
+# ---- the ops, batched and pushed forward
 
 
 def _fold(info: Any, dims: Any, tensors: tuple[Any, ...], groups: int) -> tuple[list[Any], int]:
@@ -356,129 +325,97 @@ def _unfold(info: Any, outputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...],
     return tuple(parts), tuple(dims)
 
 
-def _batched(function: Any, tensors: int) -> Callable[..., Any]:
-    """The rule by which an autograd function of `tensors` tensors, then groups and the rest, is batched."""
+def _batched(tensors: int) -> Callable[..., Any]:
+    """The rule by which a function of `tensors` tensors, then groups and the rest, is batched."""
 
-    def vmap(info: Any, dims: Any, *arguments: Any) -> Any:
+    def vmap(function: Any, info: Any, dims: Any, *arguments: Any) -> Any:
         _transforms.refuse_tracing()
         folded, groups = _fold(info, dims, arguments[:tensors], arguments[tensors])
-        outputs = _transforms.run(function(), *folded, groups, *arguments[tensors + 1 :])
-        return _unfold(info, outputs)
+        return _unfold(info, function(*folded, groups, *arguments[tensors + 1 :]))
 
     return vmap
 
 
-class _Value(torch.autograd.Function):
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _transforms.forward(_value, _value_op, *arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _value_setup(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:3], *output[1:])
-
-    backward = staticmethod(_value_backward)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        moved = tangents[:3]
-        if all(tangent is None for tangent in moved):
-            return None, None, None
-        return _transforms.run(_Tangent, *moved, *ctx.saved_tensors, *ctx.static)[0], None, None
-
-    vmap = staticmethod(_batched(lambda: _Value, 3))
+def _value_jvp(ctx: Any, *tangents: Any) -> Any:
+    moved = tangents[:3]
+    if all(tangent is None for tangent in moved):
+        return None, None, None
+    return _tangent(*moved, *ctx.saved_tensors, *ctx.static)[0], None, None
 
 
-class _Grad(torch.autograd.Function):
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _transforms.forward(_grad_run, _grad_op, *arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _grad_setup(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:6])
-
-    backward = staticmethod(_grad_backward)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        grad, *problem = ctx.saved_tensors
-        moved_grad, *moved = tangents[:4]
-        parts: list[Tensor | None] = [None, None, None]
-        if moved_grad is not None:
-            parts = list(_grad(moved_grad, *problem, *ctx.static, ctx.need))
-        need = ctx.need & (BY_X | BY_WEIGHT)
-        if need and any(tangent is not None for tangent in moved):
-            _, by_x, by_weight = _second(*moved, grad, *problem, *ctx.static, need)
-            for k, part in enumerate((by_x, by_weight)):
-                if need & (BY_X, BY_WEIGHT)[k]:
-                    parts[k] = part if parts[k] is None else parts[k] + part  # type: ignore[operator]
-        return tuple(parts)
-
-    vmap = staticmethod(_batched(lambda: _Grad, 6))
+def _grad_jvp(ctx: Any, *tangents: Any) -> Any:
+    grad, *problem = ctx.saved_tensors
+    moved_grad, *moved = tangents[:4]
+    parts: list[Tensor | None] = [None, None, None]
+    if moved_grad is not None:
+        parts = list(_grad(moved_grad, *problem, *ctx.static, ctx.need))
+    need = ctx.need & (BY_X | BY_WEIGHT)
+    if need and any(tangent is not None for tangent in moved):
+        _, by_x, by_weight = _second(*moved, grad, *problem, *ctx.static, need)
+        for k, part in enumerate((by_x, by_weight)):
+            if need & (BY_X, BY_WEIGHT)[k]:
+                parts[k] = part if parts[k] is None else parts[k] + part  # type: ignore[operator]
+    return tuple(parts)
 
 
-class _Second(torch.autograd.Function):
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _transforms.forward(_second_run, _second_op, *arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    backward = staticmethod(refuse(_THIRD))
-    jvp = staticmethod(refuse(_THIRD))
-    vmap = staticmethod(_batched(lambda: _Second, 9))
-
-
-class _Tangent(torch.autograd.Function):
+def _tangent_value(*arguments: Any) -> Any:
     """The derivative of the value along tangents of x, weight and bias: Phi's by s."""
-
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        tensors, static = arguments[:8], arguments[8:]
-        return _second_op(*tensors[:3], None, *tensors[3:], *static, BY_GRAD)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(*inputs[:8])
-        ctx.static = inputs[8:]
-
-    @staticmethod
-    def backward(ctx: Any, bar: Tensor, *others: Any) -> Any:
-        tangents, problem = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        need = _needed(ctx.needs_input_grad[:3], BY_X, BY_WEIGHT, BY_BIAS)
-        moved: tuple[Tensor | None, ...] = (None, None, None)
-        if need:
-            moved = _chosen(_grad(bar, *problem, *ctx.static, need), need, BY_X, BY_WEIGHT, BY_BIAS)
-        need = _needed(ctx.needs_input_grad[3:5], BY_X, BY_WEIGHT)
-        rest: tuple[Tensor | None, ...] = (None, None)
-        if need:
-            parts = _second(*tangents, bar, *problem, *ctx.static, need)
-            rest = _chosen(parts[1:], need, BY_X, BY_WEIGHT)
-        return (*moved, *rest, *(None,) * 7)
-
-    jvp = staticmethod(refuse("group_norm: forward-mode derivatives of forward-mode ones are not offered"))
-    vmap = staticmethod(_batched(lambda: _Tangent, 8))
+    tensors, static = arguments[:8], arguments[8:]
+    return _second.registered(*tensors[:3], None, *tensors[3:], *static, BY_GRAD)
 
 
-def _call(function: Any, op: Any, implementation: Any, *arguments: Any) -> Any:
-    if not torch.is_grad_enabled() and not _transforms.active() and _transforms.unwatched(arguments):
-        return implementation(*arguments)
-    return _transforms.call(function, op, *arguments)
+def _tangent_save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> tuple[Tensor | None, ...]:
+    ctx.static = inputs[8:]
+    return inputs[:8]
 
 
-def norm(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The result and the mean and 1 / sqrt(variance + epsilon) of each group."""
-    return _call(_Value, _value_op, _value, *arguments)  # type: ignore[no-any-return]
+def _tangent_backward(ctx: Any, bar: Tensor, *others: Any) -> Any:
+    tangents, problem = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+    need = _needed(ctx.needs_input_grad[:3], BY_X, BY_WEIGHT, BY_BIAS)
+    moved: tuple[Tensor | None, ...] = (None, None, None)
+    if need:
+        moved = _chosen(_grad(bar, *problem, *ctx.static, need), need, BY_X, BY_WEIGHT, BY_BIAS)
+    need = _needed(ctx.needs_input_grad[3:5], BY_X, BY_WEIGHT)
+    rest: tuple[Tensor | None, ...] = (None, None)
+    if need:
+        parts = _second(*tangents, bar, *problem, *ctx.static, need)
+        rest = _chosen(parts[1:], need, BY_X, BY_WEIGHT)
+    return (*moved, *rest, *(None,) * 7)
 
 
-def _grad(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _call(_Grad, _grad_op, _grad_run, *arguments)  # type: ignore[no-any-return]
-
-
-def _second(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _call(_Second, _second_op, _second_run, *arguments)  # type: ignore[no-any-return]
+norm = Op(
+    f"group_norm(Tensor x, Tensor? weight, Tensor? bias, {_STATIC}) -> (Tensor, Tensor, Tensor)",
+    _value,
+    _value_fake,
+    backward=_value_backward,
+    jvp=_value_jvp,
+    vmap=_batched(3),
+    save=_value_save,
+)
+"""The result and the mean and 1 / sqrt(variance + epsilon) of each group."""
+_grad = Op(
+    f"group_norm_grad(Tensor grad, {_PROBLEM}, int need) -> (Tensor, Tensor, Tensor)",
+    _grad_run,
+    _grad_fake,
+    backward=_grad_backward,
+    jvp=_grad_jvp,
+    vmap=_batched(6),
+    save=_grad_save,
+)
+_second = Op(
+    "group_norm_second(Tensor? tangent_x, Tensor? tangent_weight, Tensor? tangent_bias, Tensor? grad, "
+    f"{_PROBLEM}, int need) -> (Tensor, Tensor, Tensor)",
+    _second_run,
+    _second_fake,
+    backward=_no_third,
+    jvp=_no_third,
+    vmap=_batched(9),
+)
+_tangent = autograd_function(
+    "group_norm_tangent",
+    _tangent_value,
+    backward=_tangent_backward,
+    jvp=refuse("group_norm: forward-mode derivatives of forward-mode ones are not offered"),
+    vmap=_batched(8),
+    save=_tangent_save,
+)

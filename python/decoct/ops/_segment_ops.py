@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from decoct.ops._backend import (
     offsets_or_uniform,
     readable,
 )
-from decoct.ops._registry import refuse, register
+from decoct.ops._registry import Op, refuse, register
 from decoct.ops._rows import lengths, segment_totals, spread
 
 __all__ = ["mean_rule", "median_rule", "segment_sums", "totals"]
@@ -56,14 +57,15 @@ def _sums_fake(x: Tensor, a: Tensor | None, offsets: Tensor | None, segments: in
     return x.new_empty((segments, x.shape[1]), dtype=compute_dtype(x.dtype))
 
 
-def _sums_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, a, offsets, segments = inputs
-    ctx.save_for_backward(x, a, offsets)
-    ctx.segments = segments
+def _sums_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> list[Tensor | None]:
+    *tensors, ctx.segments = inputs
+    return tensors
 
 
-def _sums_backward(ctx: Any, bar: Tensor) -> Any:
+def _sums_backward(ctx: Any, bar: Tensor | None) -> Any:
     x, a, offsets = ctx.saved_tensors
+    if bar is None:
+        return (None,) * 4
     rows = spread(bar, offsets, x.shape[0], ctx.segments)
     if a is None:
         count = lengths(offsets, x.shape[0], ctx.segments, x.device).to(bar.dtype)
@@ -81,7 +83,7 @@ _sums_op = register(
     _sums,
     _sums_fake,
     _sums_backward,
-    _sums_setup,
+    _sums_save,
 )
 
 
@@ -148,47 +150,25 @@ def _rule_fake(
     return x.new_empty((segments,), dtype=torch.float64)
 
 
-_RULE_SCHEMA = "(Tensor x, Tensor y, Tensor? x_offsets, Tensor? y_offsets, SymInt segments) -> Tensor"
-_NO_RULE = "bandwidth rules are constants for autograd"
-_mean_op = register("mean_bandwidth" + _RULE_SCHEMA, _mean, _rule_fake, refuse(_NO_RULE))
-_median_op = register("median_bandwidth" + _RULE_SCHEMA, _median, _rule_fake, refuse(_NO_RULE))
+def _rule_jvp(ctx: Any, *tangents: Any) -> None:
+    return None
 
 
-class _RuleFunction(torch.autograd.Function):
-    """A bandwidth rule under torch.func and forward-mode AD: batched by folding, constant otherwise."""
-
-    @staticmethod
-    def forward(op: Any, *arguments: Any) -> Tensor:
-        return op(*arguments)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.mark_non_differentiable(output)
-
-    backward = staticmethod(refuse(_NO_RULE))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> None:
-        return None
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, op: Any, *arguments: Any) -> Any:
-        folded = _transforms.fold("rroos", info.batch_size, dims[1:], arguments)
-        return _transforms.unfold(info.batch_size, _transforms.run(_RuleFunction, op, *folded))
+def _rule(name: str, implementation: Callable[..., Tensor]) -> Op[Tensor]:
+    schema = "(Tensor x, Tensor y, Tensor? x_offsets, Tensor? y_offsets, SymInt segments) -> Tensor"
+    constant = refuse("bandwidth rules are constants for autograd")
+    return Op(name + schema, implementation, _rule_fake, backward=constant, jvp=_rule_jvp, vmap="rroos")
 
 
-def _rule(op: Any, x: Tensor, y: Tensor, *rest: Any) -> Tensor:
-    x, y = x.detach(), y.detach()
-    if _transforms.active():
-        return _transforms.run(_RuleFunction, op, x, y, *rest).detach()  # type: ignore[no-any-return]
-    return op(x, y, *rest)  # type: ignore[no-any-return]
+_mean_op = _rule("mean_bandwidth", _mean)
+_median_op = _rule("median_bandwidth", _median)
 
 
 def mean_rule(
     x: Tensor, y: Tensor, x_offsets: Tensor | None, y_offsets: Tensor | None, segments: int
 ) -> Tensor:
     """s (C,) with 2 s^2 = mean squared distance over ordered pairs i != j of the segment's pooled rows."""
-    return _rule(_mean_op, x, y, x_offsets, y_offsets, segments)
+    return _mean_op(x.detach(), y.detach(), x_offsets, y_offsets, segments).detach()
 
 
 def median_rule(
@@ -196,4 +176,4 @@ def median_rule(
 ) -> Tensor:
     """s (C,) with 2 s^2 = median (the lower of two) squared distance over pairs of the segment's pooled rows,
     of which every ceil(n / 4096)-th is used."""
-    return _rule(_median_op, x, y, x_offsets, y_offsets, segments)
+    return _median_op(x.detach(), y.detach(), x_offsets, y_offsets, segments).detach()

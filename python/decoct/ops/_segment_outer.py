@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from decoct.ops import _transforms
 from decoct.ops._backend import (
     Execution,
     as_matrix,
@@ -30,7 +29,7 @@ from decoct.ops._backend import (
     dtype_name,
     offsets_or_uniform,
 )
-from decoct.ops._registry import register
+from decoct.ops._registry import Op
 
 __all__ = ["LINEAR", "outputs_of", "segment_outer"]
 
@@ -129,10 +128,9 @@ def _outer_fake(
     )
 
 
-def _outer_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    a, d, w, offsets, ctx.segments, ctx.convolution, ctx.bias = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(a, d, w, offsets)
+def _outer_save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> list[Tensor | None]:
+    *tensors, ctx.segments, ctx.convolution, ctx.bias = inputs
+    return tensors
 
 
 def _per_image(w: Tensor | None, images: Tensor) -> Tensor:
@@ -161,51 +159,33 @@ def _outer_backward(ctx: Any, weight_bar: Tensor | None, bias_bar: Tensor | None
     return a_bar, d_bar, w_bar, None, None, None, None
 
 
-_outer_op = register(
-    f"segment_outer(Tensor a, Tensor d, Tensor? w, {_OFFSETS}, bool bias) -> (Tensor, Tensor)",
-    _outer,
-    _outer_fake,
-    _outer_backward,
-    _outer_setup,
-)
-
-
 def _sum(parts: list[Tensor | None]) -> Tensor | None:
     there = [part for part in parts if part is not None]
     return functools.reduce(torch.add, there) if there else None
 
 
-class _OuterFunction(torch.autograd.Function):
-    """`segment_outer` without the dispatcher, under torch.func and forward-mode AD."""
+def _outer_jvp(ctx: Any, *tangents: Any) -> Any:
+    a, d, w, offsets = ctx.saved_tensors
+    rest = offsets, ctx.segments, ctx.convolution, ctx.bias
+    a_dot, d_dot, w_dot = tangents[:3]
+    moved = [segment_outer(a, d_dot, w, *rest)] if d_dot is not None else []
+    if w_dot is not None:
+        moved.append(segment_outer(a, d, w_dot, *rest))
+    bias_dot = _sum([part[1] for part in moved])
+    if a_dot is not None:
+        moved.append(segment_outer(a_dot, d, w, *rest))
+    return _sum([part[0] for part in moved]), bias_dot
 
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _transforms.forward(_outer, _outer_op, *arguments)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _outer_setup(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:4])
-
-    backward = staticmethod(_outer_backward)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        a, d, w, offsets = ctx.saved_tensors
-        rest = offsets, ctx.segments, ctx.convolution, ctx.bias
-        a_dot, d_dot, w_dot = tangents[:3]
-        moved = [segment_outer(a, d_dot, w, *rest)] if d_dot is not None else []
-        if w_dot is not None:
-            moved.append(segment_outer(a, d, w_dot, *rest))
-        bias_dot = _sum([part[1] for part in moved])
-        if a_dot is not None:
-            moved.append(segment_outer(a_dot, d, w, *rest))
-        return _sum([part[0] for part in moved]), bias_dot
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> Any:
-        folded = _transforms.fold("rrros--", info.batch_size, dims, arguments)
-        return _transforms.unfold(info.batch_size, _transforms.run(_OuterFunction, *folded))
+_outer_op = Op(
+    f"segment_outer(Tensor a, Tensor d, Tensor? w, {_OFFSETS}, bool bias) -> (Tensor, Tensor)",
+    _outer,
+    _outer_fake,
+    backward=_outer_backward,
+    jvp=_outer_jvp,
+    vmap="rrros--",
+    save=_outer_save,
+)
 
 
 def segment_outer(
@@ -220,9 +200,7 @@ def segment_outer(
     """(S, P, D) weight gradients of every segment, and (S, P) or, without `bias`, (S, 0) bias gradients, in
     the compute dtype. a (N, C, H, W) and d (N, P, H', W') of any strides; w (N,); offsets None: equal
     segments; convolution: nine numbers as in LINEAR. Differentiable to any order."""
-    return _transforms.call(  # type: ignore[no-any-return]
-        _OuterFunction, _outer_op, a, d, w, offsets, segments, list(convolution), bias
-    )
+    return _outer_op(a, d, w, offsets, segments, list(convolution), bias)
 
 
 # ---- segment_convolve and its adjoint
@@ -277,16 +255,13 @@ def _convolve_fake(
     return a.new_empty((a.shape[0], weight.shape[1], height, width), dtype=_dtype(a, weight))
 
 
-def _convolve_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    a, weight, bias, offsets, ctx.segments, ctx.convolution = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(a, weight, bias, offsets)
+def _convolve_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> list[Tensor | None]:
+    *tensors, ctx.segments, ctx.convolution = inputs
+    return tensors
 
 
-def _convolve_backward(ctx: Any, bar: Tensor | None) -> Any:
+def _convolve_backward(ctx: Any, bar: Tensor) -> Any:
     a, weight, bias, offsets = ctx.saved_tensors
-    if bar is None:
-        return (None,) * 6
     rest = offsets, ctx.segments, ctx.convolution
     a_bar = weight_bar = bias_bar = None
     if ctx.needs_input_grad[0]:
@@ -298,46 +273,28 @@ def _convolve_backward(ctx: Any, bar: Tensor | None) -> Any:
     return a_bar, weight_bar, bias_bar, None, None, None
 
 
-_convolve_op = register(
+def _convolve_jvp(ctx: Any, *tangents: Any) -> Any:
+    a, weight, _, offsets = ctx.saved_tensors
+    rest = offsets, ctx.segments, ctx.convolution
+    a_dot, weight_dot, bias_dot = tangents[:3]
+    parts: list[Tensor | None] = []
+    if a_dot is not None:
+        parts.append(segment_convolve(a_dot, weight, None, *rest))
+    if weight_dot is not None or bias_dot is not None:
+        there = torch.zeros_like(weight) if weight_dot is None else weight_dot
+        parts.append(segment_convolve(a, there, bias_dot, *rest))
+    return _sum(parts)
+
+
+_convolve_op = Op(
     f"segment_convolve(Tensor a, Tensor weight, Tensor? bias, {_OFFSETS}) -> Tensor",
     _convolve,
     _convolve_fake,
-    _convolve_backward,
-    _convolve_setup,
+    backward=_convolve_backward,
+    jvp=_convolve_jvp,
+    vmap="rrros-",
+    save=_convolve_save,
 )
-
-
-class _ConvolveFunction(torch.autograd.Function):
-    """`segment_convolve` without the dispatcher, under torch.func and forward-mode AD."""
-
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _transforms.forward(_convolve, _convolve_op, *arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _convolve_setup(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:4])
-
-    backward = staticmethod(_convolve_backward)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        a, weight, _, offsets = ctx.saved_tensors
-        rest = offsets, ctx.segments, ctx.convolution
-        a_dot, weight_dot, bias_dot = tangents[:3]
-        parts = []
-        if a_dot is not None:
-            parts.append(segment_convolve(a_dot, weight, None, *rest))
-        if weight_dot is not None or bias_dot is not None:
-            there = torch.zeros_like(weight) if weight_dot is None else weight_dot
-            parts.append(segment_convolve(a, there, bias_dot, *rest))
-        return _sum([*parts])
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> Any:
-        folded = _transforms.fold("rrros-", info.batch_size, dims, arguments)
-        return _transforms.unfold(info.batch_size, _transforms.run(_ConvolveFunction, *folded))
 
 
 def segment_convolve(
@@ -349,9 +306,7 @@ def segment_convolve(
     convolution: Sequence[int],
 ) -> Tensor:
     """(N, P, H', W') convolutions of each segment's images with its own kernels (S, P, D) and bias (S, P)."""
-    return _transforms.call(  # type: ignore[no-any-return]
-        _ConvolveFunction, _convolve_op, a, weight, bias, offsets, segments, list(convolution)
-    )
+    return _convolve_op(a, weight, bias, offsets, segments, list(convolution))
 
 
 def _transposed(
@@ -401,16 +356,13 @@ def _transposed_fake(
     return d.new_empty((d.shape[0], channels, *size), dtype=_dtype(d, weight))
 
 
-def _transposed_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    d, weight, offsets, ctx.segments, ctx.convolution, ctx.size = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(d, weight, offsets)
+def _transposed_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> list[Tensor | None]:
+    *tensors, ctx.segments, ctx.convolution, ctx.size = inputs
+    return tensors
 
 
-def _transposed_backward(ctx: Any, bar: Tensor | None) -> Any:
+def _transposed_backward(ctx: Any, bar: Tensor) -> Any:
     d, weight, offsets = ctx.saved_tensors
-    if bar is None:
-        return (None,) * 6
     rest = offsets, ctx.segments, ctx.convolution
     d_bar = weight_bar = None
     if ctx.needs_input_grad[0]:
@@ -420,45 +372,27 @@ def _transposed_backward(ctx: Any, bar: Tensor | None) -> Any:
     return d_bar, weight_bar, None, None, None, None
 
 
-_transposed_op = register(
+def _transposed_jvp(ctx: Any, *tangents: Any) -> Any:
+    d, weight, offsets = ctx.saved_tensors
+    rest = offsets, ctx.segments, ctx.convolution, ctx.size
+    d_dot, weight_dot = tangents[:2]
+    return _sum(
+        [
+            None if d_dot is None else segment_convolve_transposed(d_dot, weight, *rest),
+            None if weight_dot is None else segment_convolve_transposed(d, weight_dot, *rest),
+        ]
+    )
+
+
+_transposed_op = Op(
     f"segment_convolve_transposed(Tensor d, Tensor weight, {_OFFSETS}, SymInt[] size) -> Tensor",
     _transposed,
     _transposed_fake,
-    _transposed_backward,
-    _transposed_setup,
+    backward=_transposed_backward,
+    jvp=_transposed_jvp,
+    vmap="rros--",
+    save=_transposed_save,
 )
-
-
-class _TransposedFunction(torch.autograd.Function):
-    """`segment_convolve_transposed` without the dispatcher, under torch.func and forward-mode AD."""
-
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _transforms.forward(_transposed, _transposed_op, *arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _transposed_setup(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:3])
-
-    backward = staticmethod(_transposed_backward)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        d, weight, offsets = ctx.saved_tensors
-        rest = offsets, ctx.segments, ctx.convolution, ctx.size
-        d_dot, weight_dot = tangents[:2]
-        return _sum(
-            [
-                None if d_dot is None else segment_convolve_transposed(d_dot, weight, *rest),
-                None if weight_dot is None else segment_convolve_transposed(d, weight_dot, *rest),
-            ]
-        )
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> Any:
-        folded = _transforms.fold("rros--", info.batch_size, dims, arguments)
-        return _transforms.unfold(info.batch_size, _transforms.run(_TransposedFunction, *folded))
 
 
 def segment_convolve_transposed(
@@ -470,6 +404,4 @@ def segment_convolve_transposed(
     size: Sequence[int],
 ) -> Tensor:
     """(N, C, *size): the adjoint of `segment_convolve` in its images."""
-    return _transforms.call(  # type: ignore[no-any-return]
-        _TransposedFunction, _transposed_op, d, weight, offsets, segments, list(convolution), list(size)
-    )
+    return _transposed_op(d, weight, offsets, segments, list(convolution), list(size))

@@ -33,7 +33,7 @@ from decoct.ops._backend import (
 from decoct.ops._implicit import implicit, pushed
 from decoct.ops._memory import result
 from decoct.ops._plan import Settings, plan_product, uniform
-from decoct.ops._registry import register
+from decoct.ops._registry import Op
 from decoct.ops._rows import segment_totals, spread
 
 __all__ = ["VALUE_ONLY", "Outputs", "sinkhorn"]
@@ -125,7 +125,7 @@ def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
     if segments == 0 or 0 in (x.shape[0], y.shape[0]):
         outputs.grad_x.zero_()
         outputs.grad_y.zero_()
-        return outputs
+        return tuple(outputs)
     engine = backend_for("sinkhorn", x.device)
     labels = 1 if label_cost is None else label_cost.shape[0]
     _check_labels(x_labels, "x_labels", labels)
@@ -163,18 +163,17 @@ def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
         terms=terms,
         need=need,
     )
-    return outputs
+    return tuple(outputs)
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     return _outputs(arguments[0], arguments[1], arguments[6], *arguments[-2:])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
     ctx.mark_non_differentiable(*output[1:3])
-    ctx.save_for_backward(*inputs[:6], *inputs[7:10], *output[3:])
     ctx.segments, (ctx.numbers, ctx.terms, ctx.need) = inputs[6], inputs[14:]
+    return *inputs[:6], *inputs[7:10], *output[3:]
 
 
 class _Saved(NamedTuple):
@@ -284,68 +283,52 @@ def _backward(
     return *points, *result[2:], *[None] * (len(_LAYOUT) - 4)
 
 
-_op = register(
+def _jvp(ctx: Any, *tangents: Any) -> Any:
+    saved, settings = _Saved(*ctx.saved_tensors), Settings.unpacked(ctx.numbers)
+    value_only = bool(ctx.need & VALUE_ONLY)
+    if not value_only and (settings.mass > 0 or saved.label_cost is not None):
+        raise RuntimeError(_NO_SECOND)
+    value: Tensor | None = None
+    dtype = saved.f.dtype
+    for bit, tangent in enumerate(tangents[:4]):
+        if tangent is None:
+            continue
+        side = bit % 2
+        if bit < 2 and not ctx.need >> bit & 1:
+            raise RuntimeError("decoct: a tangent arrived that the forward pass was not told of")
+        gradient = (saved.grad_x, saved.grad_y)[side] if bit < 2 else None
+        if gradient is None:
+            gradient = _of_weights(saved, settings, side, ctx.segments)
+        products = tangent.to(torch.float64) * gradient
+        rows = products.sum(-1) if bit < 2 else products
+        part = segment_totals(rows, (saved.x_offsets, saved.y_offsets)[side], ctx.segments)
+        value = part if value is None else value + part
+    if value_only:
+        return value, None, None, *map(torch.zeros_like, saved[9:])  # the rest is not read
+    moved = [None if tangent is None else tangent.to(dtype) for tangent in tangents[:4]]
+    others = pushed(*saved[:6], ctx.segments, *saved[9:13], *moved, ctx.numbers, ctx.terms, ctx.need)
+    return value, None, None, *others
+
+
+def _vmap(function: Any, info: Any, dims: Any, *arguments: Any) -> Any:
+    if dims[_LABEL_COST] is not None:
+        raise RuntimeError("vmap over label_cost is not offered: a batch may differ in its rows and labels")
+    if Settings.unpacked(arguments[14]).diameter < 0:
+        raise RuntimeError("vmap over batches that share a diameter is not offered: give a number")
+    return _transforms.batched(_LAYOUT, function, info, dims, *arguments)
+
+
+_op = Op(
     f"sinkhorn({_SCHEMA}) -> ({', '.join(['Tensor'] * len(Outputs._fields))})",
     _implementation,
     _fake,
-    _backward,
-    _setup_context,
+    backward=_backward,
+    jvp=_jvp,
+    vmap=_vmap,
+    save=_save,
 )
-
-
-class _Function(torch.autograd.Function):
-    """`sinkhorn` without the dispatcher, under torch.func."""
-
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return tuple(_transforms.forward(_implementation, _op, *arguments))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:6], *inputs[7:10], *output[3:])
-
-    backward = staticmethod(_backward)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        saved, settings = _Saved(*ctx.saved_tensors), Settings.unpacked(ctx.numbers)
-        value_only = bool(ctx.need & VALUE_ONLY)
-        if not value_only and (settings.mass > 0 or saved.label_cost is not None):
-            raise RuntimeError(_NO_SECOND)
-        value: Tensor | None = None
-        dtype = saved.f.dtype
-        for bit, tangent in enumerate(tangents[:4]):
-            if tangent is None:
-                continue
-            side = bit % 2
-            if bit < 2 and not ctx.need >> bit & 1:
-                raise RuntimeError("decoct: a tangent arrived that the forward pass was not told of")
-            gradient = (saved.grad_x, saved.grad_y)[side] if bit < 2 else None
-            if gradient is None:
-                gradient = _of_weights(saved, settings, side, ctx.segments)
-            products = tangent.to(torch.float64) * gradient
-            rows = products.sum(-1) if bit < 2 else products
-            part = segment_totals(rows, (saved.x_offsets, saved.y_offsets)[side], ctx.segments)
-            value = part if value is None else value + part
-        if value_only:
-            return value, None, None, *map(torch.zeros_like, saved[9:])  # the rest is not read
-        moved = [None if tangent is None else tangent.to(dtype) for tangent in tangents[:4]]
-        others = pushed(*saved[:6], ctx.segments, *saved[9:13], *moved, ctx.numbers, ctx.terms, ctx.need)
-        return value, None, None, *others
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> Any:
-        if dims[_LABEL_COST] is not None:
-            raise RuntimeError(
-                "vmap over label_cost is not offered: a batch may differ in its rows and labels"
-            )
-        if Settings.unpacked(arguments[14]).diameter < 0:
-            raise RuntimeError("vmap over batches that share a diameter is not offered: give a number")
-        folded = _transforms.fold(_LAYOUT, info.batch_size, dims, arguments)
-        return _transforms.unfold(info.batch_size, _transforms.run(_Function, *folded))
 
 
 def sinkhorn(*arguments: Any) -> Outputs:
     """Solve all segments."""
-    return Outputs(*_transforms.call(_Function, _op, *arguments))
+    return Outputs(*_op(*arguments))

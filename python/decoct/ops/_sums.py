@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoct.ops import _transforms
 from decoct.ops._backend import (
     Execution,
     as_matrix,
@@ -29,7 +28,7 @@ from decoct.ops._backend import (
     readable,
 )
 from decoct.ops._memory import result
-from decoct.ops._registry import KERNEL_SCHEMA, refuse, register
+from decoct.ops._registry import KERNEL_SCHEMA, Op, refuse
 from decoct.ops._rows import segment_totals, spread
 
 __all__ = ["hessian_product", "hvp", "kernel_sums", "outputs_for"]
@@ -40,7 +39,6 @@ _SCHEMA = (
 )
 _LAYOUT = "rrrroosrrrr---"
 _COMMON = len(_LAYOUT)
-_NO_THIRD = "kernel sums have first and second derivatives; a third one is not offered"
 _GRADIENTS = slice(2, 6)
 
 
@@ -134,20 +132,10 @@ def _hvp_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(outputs_for(arguments[0], arguments[1], arguments[-1]))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, y, a, b, x_offsets, y_offsets, segments, coefficients, _, f, g, *plain = inputs
-    bandwidth = output[1]
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(bandwidth)
-    ctx.save_for_backward(
-        x, y, a, b, x_offsets, y_offsets, coefficients, bandwidth, f, g, *output[_GRADIENTS]
-    )
-    ctx.segments, ctx.plain = segments, plain
-
-
-def hvp(*arguments: Any) -> tuple[Tensor, ...]:
-    """The product of Hessian and tangents."""
-    return _transforms.call(_HvpFunction, _hvp_op, *arguments)  # type: ignore[no-any-return]
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    ctx.mark_non_differentiable(output[1])
+    ctx.segments, ctx.plain = inputs[6], inputs[11:]
+    return *inputs[:6], inputs[7], output[1], *inputs[9:11], *output[_GRADIENTS]
 
 
 def _saved_hvp(ctx: Any, tangents: Any, need: int) -> tuple[Tensor, ...]:
@@ -200,63 +188,42 @@ def _backward(ctx: Any, value_bar: Tensor | None, bandwidth_bar: None, *gradient
     return *points, *result[2:], *[None] * (_COMMON + 1 - 4)
 
 
-_hvp_op = register(
+def _jvp(ctx: Any, *tangents: Any) -> Any:
+    x_offsets, y_offsets = ctx.saved_tensors[4:6]
+    gradients, need = ctx.saved_tensors[10:], ctx.plain[-1]
+    total: Tensor | None = None
+    for bit, tangent in enumerate(tangents[:4]):
+        if tangent is None:
+            continue
+        if not need >> bit & 1:
+            raise RuntimeError("decoct: a tangent arrived that the forward pass was not told of")
+        products = tangent.to(torch.float64) * gradients[bit]
+        rows = products.sum(-1) if bit < 2 else products
+        part = segment_totals(rows, (x_offsets, y_offsets)[bit % 2], ctx.segments)
+        total = part if total is None else total + part
+    moved = [None if t is None else t.to(g.dtype) for t, g in zip(tangents[:4], gradients, strict=True)]
+    second = _saved_hvp(ctx, moved, need)
+    return total, None, *second
+
+
+_no_third = refuse("kernel sums have first and second derivatives; a third one is not offered")
+hvp = Op(
     f"kernel_sums_hvp({_SCHEMA}, Tensor? tangent_x, Tensor? tangent_y, Tensor? tangent_a, Tensor? tangent_b, "
     "int need) -> (Tensor, Tensor, Tensor, Tensor)",
     hessian_product,
     _hvp_fake,
-    refuse(_NO_THIRD),
+    backward=_no_third,
+    jvp=_no_third,
+    vmap=_LAYOUT + "rrrr-",
 )
-_sums_op = register(
+"""The product of Hessian and tangents."""
+kernel_sums = Op(
     f"kernel_sums({_SCHEMA}, int need) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _implementation,
     _fake,
-    _backward,
-    _setup_context,
+    backward=_backward,
+    jvp=_jvp,
+    vmap=_LAYOUT + "-",
+    save=_save,
 )
-
-
-_HvpFunction = _transforms.terminal(hessian_product, _hvp_op, _LAYOUT + "rrrr-", refuse(_NO_THIRD))
-
-
-class _SumsFunction(torch.autograd.Function):
-    """`kernel_sums` without the dispatcher, under torch.func and forward-mode AD."""
-
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _transforms.forward(_implementation, _sums_op, *arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:6], inputs[7], output[1], *inputs[9:11], *output[_GRADIENTS])
-
-    backward = staticmethod(_backward)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        x_offsets, y_offsets = ctx.saved_tensors[4:6]
-        gradients, need = ctx.saved_tensors[10:], ctx.plain[-1]
-        total: Tensor | None = None
-        for bit, tangent in enumerate(tangents[:4]):
-            if tangent is None:
-                continue
-            if not need >> bit & 1:
-                raise RuntimeError("decoct: a tangent arrived that the forward pass was not told of")
-            products = tangent.to(torch.float64) * gradients[bit]
-            rows = products.sum(-1) if bit < 2 else products
-            part = segment_totals(rows, (x_offsets, y_offsets)[bit % 2], ctx.segments)
-            total = part if total is None else total + part
-        moved = [None if t is None else t.to(g.dtype) for t, g in zip(tangents[:4], gradients, strict=True)]
-        second = _saved_hvp(ctx, moved, need)
-        return total, None, *second
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> Any:
-        folded = _transforms.fold(_LAYOUT + "-", info.batch_size, dims, arguments)
-        return _transforms.unfold(info.batch_size, _transforms.run(_SumsFunction, *folded))
-
-
-def kernel_sums(*arguments: Any) -> tuple[Tensor, ...]:
-    """Values of the sums and the gradients that `need` asks for."""
-    return _transforms.call(_SumsFunction, _sums_op, *arguments)  # type: ignore[no-any-return]
+"""Values of the sums, the bandwidths in use, and the gradients that `need` asks for."""

@@ -28,9 +28,8 @@ from torch.autograd import forward_ad
 
 __all__ = [
     "active",
-    "call",
+    "batched",
     "fold",
-    "forward",
     "needs_gradient",
     "public",
     "pushed_once",
@@ -109,47 +108,9 @@ def _all_plain(tensors: list[Tensor]) -> bool:
     return _PLAIN.issuperset(map(type, tensors)) and not any(map(is_legacy_batchedtensor, tensors))
 
 
-def call(function: type[torch.autograd.Function], op: Any, *arguments: Any) -> Any:
-    """A registered op; as an autograd function where a transform needs one, and where nobody would see the
-    difference: the dispatcher of an op written in Python costs more than the kernels on a small problem."""
-    if active() or unwatched(arguments):
-        return run(function, *arguments)
-    return op(*arguments)
-
-
-def forward(implementation: Callable[..., Any], op: Any, *arguments: Any) -> Any:
-    """What the autograd function of a registered op computes."""
-    return (implementation if unwatched(arguments) else op)(*arguments)
-
-
 def run(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """Apply an autograd function."""
     return function.apply(*arguments)
-
-
-def terminal(
-    implementation: Callable[..., Any], op: Any, layout: str, refusal: Callable[..., Any]
-) -> type[torch.autograd.Function]:
-    """The autograd function of a registered op whose derivatives are not offered: asking for one calls
-    `refusal`."""
-
-    class Terminal(torch.autograd.Function):
-        @staticmethod
-        def forward(*arguments: Any) -> Any:
-            return forward(implementation, op, *arguments)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            pass
-
-        backward = staticmethod(refusal)
-        jvp = staticmethod(refusal)
-
-        @staticmethod
-        def vmap(info: Any, dims: Any, *arguments: Any) -> Any:
-            return unfold(info.batch_size, run(Terminal, *fold(layout, info.batch_size, dims, arguments)))
-
-    return Terminal
 
 
 def needs_gradient(tensor: Tensor | None) -> bool:
@@ -224,3 +185,10 @@ def unfold(batch: int, outputs: Any) -> tuple[Any, Any]:
         return outputs.reshape(batch, outputs.shape[0] // batch, *outputs.shape[1:]), 0
     parts = tuple(unfold(batch, output)[0] for output in outputs)
     return parts, (0,) * len(parts)
+
+
+def batched(
+    layout: str, function: Callable[..., Any], info: Any, dims: Any, *arguments: Any
+) -> tuple[Any, Any]:
+    """The vmap rule of a function that is batched by folding."""
+    return unfold(info.batch_size, function(*fold(layout, info.batch_size, dims, arguments)))
