@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -61,6 +61,8 @@ class Sample:
     tensors: dict[str, Tensor]
     options: dict[str, Any]
     typed: tuple[str, ...] | None = ("x", "y")
+    # What the op's twin gives, once it is known.
+    twins: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def is_typed(self, name: str) -> bool:
         return self.typed is None or name in self.typed
@@ -80,6 +82,10 @@ def without_first(sample: Sample) -> Sample | None:
     if "x_offsets" in sample.options:
         return None
     return replace(sample, tensors={name: tensor[1:] for name, tensor in sample.tensors.items()})
+
+
+_made: dict[str, dict[str, Sample]] = {}
+"""Op -> name -> sample."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,10 @@ class Op:
         return self.public if DEVICE == "cpu" else on_device(self.public)
 
     def sample(self, name: str) -> Sample:
-        return next(sample for sample in self.samples() if sample.name == name)
+        """The same object at every call."""
+        if self.name not in _made:
+            _made[self.name] = {sample.name: sample for sample in self.samples()}
+        return _made[self.name][name]
 
 
 def tensors_for(op: Op, x: Tensor, y: Tensor, seed: int = 3) -> dict[str, Tensor]:
