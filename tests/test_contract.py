@@ -103,8 +103,9 @@ def test_refusals(op: Op) -> None:
 
 @EVERY_OP
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled(op: Op, dynamic: bool) -> None:
-    for name in op.compiled:
+def test_compiled(op: Op, dynamic: bool, backend: str) -> None:
+    # A graph is the same for every backend: one of them compiles all samples.
+    for name in op.compiled[:1] if backend == "cuda_on_cpu" else op.compiled:
         sample = op.sample(name)
         names = list(sample.tensors)
         torch._dynamo.reset()
