@@ -96,8 +96,8 @@ def test_small_and_other_results_are_plain(rows: int, dtype: torch.dtype) -> Non
 
 
 def test_channels_last() -> None:
-    images = result(PLAIN, (2, 3, 200, 200), torch.float32, torch.channels_last)
-    assert images.shape == (2, 3, 200, 200)
+    images = result(PLAIN, (2, 3, 1200, 1200), torch.float32, torch.channels_last)
+    assert images.shape == (2, 3, 1200, 1200)
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert images._base is None
 

@@ -17,8 +17,8 @@ __all__ = ["release_scratch", "result", "scratch"]
 
 KEPT = 128 << 20
 """Bytes of scratch that a thread keeps for its next call, and of results that all threads keep together."""
-LENT_FROM = 1 << 18
-"""Bytes from which memory of results is kept: smaller pieces stay with the allocator."""
+LENT_FROM = 32 << 20
+"""Bytes from which memory of results is kept: pieces that glibc gives back to the system whenever it can."""
 
 _NUMPY: dict[torch.dtype, type[np.floating]] = {torch.float32: np.float32, torch.float64: np.float64}
 _PLAIN = (Tensor, torch.nn.Parameter)  # others are not to be filled: a compiler traces
