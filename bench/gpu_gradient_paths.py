@@ -12,16 +12,13 @@ import torch
 from torch import Tensor
 
 import decoct
+from decoct.ops._backend import dtype_name
 from decoct.ops._segment_outer import LINEAR, outputs_of, segment_outer
 from gpu_device import Device
 from gpu_paths import finite, named, rows, settings
 
 Path = tuple[str, Callable[[Device], None]]
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
-
-
-def _named(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 # ---- distances of lists
@@ -60,7 +57,7 @@ def distances(toy: bool) -> Iterator[Path]:
     for classes, form, dtype in itertools.product((3, 0), LISTS, DTYPES):
         if toy and (classes or dtype == torch.float16):
             continue
-        name = f"distance, {_named(dtype)}, {form}, {classes} classes"
+        name = f"distance, {dtype_name(dtype)}, {form}, {classes} classes"
         yield name, partial(distance, form=form, classes=classes, dtype=dtype)
 
 
@@ -96,7 +93,7 @@ def norms(toy: bool) -> Iterator[Path]:
     for last, dtype, form, affine in itertools.product((False, True), DTYPES, IMAGES, (True, False)):
         if toy and (dtype == torch.float16 or not affine or form == "made again"):
             continue
-        name = f"norm, {_named(dtype)}, {form}, {'channels last' if last else 'contiguous'}"
+        name = f"norm, {dtype_name(dtype)}, {form}, {'channels last' if last else 'contiguous'}"
         yield (
             f"{name}{'' if affine else ', bare'}",
             partial(norm, form=form, last=last, affine=affine, dtype=dtype),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import decoct
 from decoct.kernels import Gaussian
+from decoct.ops._backend import dtype_name
 from gpu_device import Device
 
 
@@ -28,7 +29,7 @@ def settings() -> list[tuple[torch.dtype, str]]:
 
 
 def named(dtype: torch.dtype, precision: str) -> str:
-    return f"{str(dtype).removeprefix('torch.')}, {precision}"
+    return f"{dtype_name(dtype)}, {precision}"
 
 
 def finite(device: Device, results: list[Tensor]) -> None:

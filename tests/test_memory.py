@@ -40,6 +40,16 @@ def test_a_result_lies_where_one_was_that_is_gone() -> None:
     assert at % 64 == 0
 
 
+def test_memory_of_another_size_is_not_used() -> None:
+    other = large(2 * ROWS)
+    at = other.data_ptr()
+    del other
+    first = large()
+    assert first.shape == (ROWS,)
+    assert first.data_ptr() != at
+    assert large(2 * ROWS).data_ptr() == at
+
+
 HOLDERS = {
     "itself": lambda t: t,
     "view": lambda t: t[5:7],

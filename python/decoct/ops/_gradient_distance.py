@@ -366,7 +366,7 @@ def distance(
         need = REAL * any(t.requires_grad for t in real) + SYNTHETIC * any(t.requires_grad for t in synthetic)
     if _transforms.unwatched(tensors):
         if need:
-            return _transforms.run(_Once, settings, scalar, need, len(real), *tensors)  # type: ignore[no-any-return]
+            return _Once.apply(settings, scalar, need, len(real), *tensors)  # type: ignore[no-any-return, no-untyped-call]
         value = _run(real, synthetic, settings, 0, None)[0]
         return value.view(()) if scalar else value
     shapes, *rest = settings

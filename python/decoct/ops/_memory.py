@@ -3,6 +3,7 @@ more than the kernel that fills it."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import weakref
@@ -71,8 +72,9 @@ class _Results:
 
     def _come_back(self, loan: weakref.ref[np.ndarray]) -> None:
         self._free.append(self._lent.pop(id(loan))[1])
-        while sum(block.nbytes for block in tuple(self._free)) > KEPT:
-            self._free.popleft()
+        with contextlib.suppress(IndexError):  # another thread was faster
+            while sum(block.nbytes for block in tuple(self._free)) > KEPT:
+                self._free.popleft()
 
     def release(self) -> None:
         self._free.clear()

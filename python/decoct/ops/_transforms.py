@@ -34,7 +34,6 @@ __all__ = [
     "public",
     "pushed_once",
     "refuse_tracing",
-    "run",
     "unfold",
     "unwatched",
 ]
@@ -106,11 +105,6 @@ def unwatched(arguments: tuple[Any, ...]) -> bool:
 
 def _all_plain(tensors: list[Tensor]) -> bool:
     return _PLAIN.issuperset(map(type, tensors)) and not any(map(is_legacy_batchedtensor, tensors))
-
-
-def run(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """Apply an autograd function."""
-    return function.apply(*arguments)
 
 
 def needs_gradient(tensor: Tensor | None) -> bool:
