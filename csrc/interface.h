@@ -288,6 +288,37 @@ Plan plan_segment_outer(const SegmentOuterArguments& arguments, int threads);
 void check_segment_outer(const SegmentOuterArguments& arguments, int threads);
 void segment_outer(const SegmentOuterArguments& arguments, const Execution& execution);
 
+// Weighted sums over the rows i of every segment s, t_ij = <x_i, f_j>,
+//   cosine_sj = sum_i w_i cos t_ij,   sine_sj = sum_i w_i sin t_ij,
+// and the derivatives of two orders of the form Phi = sum_sj (bar_cosine cosine + bar_sine sine)_sj.
+enum class CharacteristicOp : int32_t {
+  value,  // cosine and sine
+  grad,   // out_*: the derivatives of Phi by x, frequencies and weights
+  second  // those of the product of these with the tangents, by the bars (cosine, sine) and by the same three
+};
+
+struct CharacteristicArguments {
+  CharacteristicOp op;
+  Matrix x, frequencies;  // (N, D), (F, D) of one floating-point type; all else in the type it is computed in
+  Matrix weights;         // (N, 1)
+  const int64_t* offsets;  // (segments + 1), host memory
+  int64_t segments;
+  Matrix bar_cosine, bar_sine;                             // (segments, F); second: data == nullptr: zero
+  Matrix tangent_x, tangent_frequencies, tangent_weights;  // data == nullptr: zero
+  Matrix cosine, sine;                         // (segments, F); second: data == nullptr: not wanted
+  Matrix out_x, out_frequencies, out_weights;  // data == nullptr: not wanted
+
+  int64_t rows() const { return x.rows; }
+  int64_t columns() const { return frequencies.rows; }
+  int64_t dim() const { return x.columns; }
+  DType type() const { return x.dtype == DType::float64 ? DType::float64 : DType::float32; }
+};
+
+// Of the pointers to numbers, only whether they are there is read. The schedule has the offsets.
+Plan plan_characteristic(const CharacteristicArguments& arguments, int threads);
+std::vector<int32_t> characteristic_schedule(const CharacteristicArguments& arguments, int threads);
+void characteristic(const CharacteristicArguments& arguments, const Execution& execution);
+
 void sinkhorn(const SinkhornArguments& arguments, const Execution& execution);
 void kernel_sums(const SumsArguments& arguments, const Execution& execution);
 void kernel_sums_hvp(const HvpArguments& arguments, const Execution& execution);

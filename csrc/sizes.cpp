@@ -1,5 +1,6 @@
 // The sizes of a call, and what every backend's plan() checks first.
 #include <climits>
+#include <cstring>
 #include <stdexcept>
 
 #include "interface.h"
@@ -89,6 +90,22 @@ void check_segment_outer(const SegmentOuterArguments& a, int threads) {
   }
   if (in.channels / c.groups * c.kernel[0] * c.kernel[1] > INT32_MAX / 4)
     throw std::invalid_argument("kernel: too large");
+}
+
+std::vector<int32_t> characteristic_schedule(const CharacteristicArguments& a, int threads) {
+  if (a.segments < 0 || threads < 1)
+    throw std::invalid_argument("plan: sizes must not be negative, threads at least 1");
+  check_offsets(a.offsets, a.segments, "offsets");
+  if (a.frequencies.columns != a.dim() || a.frequencies.dtype != a.x.dtype)
+    throw std::invalid_argument("frequencies: expected the columns and the dtype of x");
+  if (a.rows() > INT32_MAX / 4 || a.columns() > INT32_MAX / 4 || a.dim() > INT32_MAX / 4)
+    throw std::invalid_argument("x, frequencies: expected fewer than 2^29 rows and columns");
+  std::vector<int32_t> words(sizeof(ScheduleHeader) / 4 + 2 * (a.segments + 1));
+  auto& header = *(ScheduleHeader*)words.data();
+  header.version = 1;
+  header.words = (int32_t)words.size();
+  std::memcpy(words.data() + sizeof(ScheduleHeader) / 4, a.offsets, (a.segments + 1) * sizeof(int64_t));
+  return words;
 }
 
 }  // namespace decoct

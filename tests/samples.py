@@ -11,6 +11,7 @@ import torch
 import decoct
 import gradients
 import layers
+import means
 import norms
 import transport
 from decoct import reference
@@ -237,6 +238,7 @@ OPS: dict[str, Op] = {
         *gradients.OPS,
         *norms.OPS,
         *layers.OPS,
+        *means.OPS,
     )
 }
 CASES = [(op.name, sample.name) for op in OPS.values() for sample in op.samples()]

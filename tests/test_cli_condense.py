@@ -102,6 +102,18 @@ def test_gradient_matching_from_data_to_report(here, capsys, method):
     )
 
 
+@pytest.mark.parametrize("method", ["datadam", "ncfm"])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (5,)])
+def test_attention_and_characteristic_functions_from_data_to_report(here, capsys, method, shape):
+    write_npz("mine.npz", shape=shape)
+    assert main(["condense", "mine.npz", *FAST, "--method", method, "--ipc", "2", "--full-seeds", "0"]) == 0
+    assert f"condensed, {method}" in capsys.readouterr().out
+    found = export.read(here / "runs" / f"mine-{method}-seed0" / "ipc-2")
+    assert found.x.shape == (6, *shape)
+    assert not torch.equal(found.x, found.initial)
+    assert found.metadata["recipe"]["method"] == method
+
+
 def test_gradient_matching_resumes_and_knows_its_options(here):
     write_npz("mine.npz")
 
@@ -251,6 +263,9 @@ def test_bad_data_is_one_line_and_leaves_nothing(here, capsys, changes, says):
         (["mine.npz", "--blur", "0.1"], "belongs to --method sinkhorn"),
         (["mine.npz", "--method", "sinkhorn", "--reach", "0"], "positive"),
         (["mine.npz", "--method", "sinkhorn", "--bandwidth", "2"], "belongs to --method mmd"),
+        (["mine.npz", "--frequencies", "2"], "--frequencies belongs to --method ncfm, got --method mmd"),
+        (["mine.npz", "--method", "ncfm", "--frequencies", "0"], "frequencies must be at least 1"),
+        (["mine.npz", "--method", "datadam", "--features", "both"], "network's layers alone"),
         (["mine.npz", "--outer", "2"], "--outer belongs to --method dc or dsa or idc, got --method mmd"),
         (["mine.npz", "--method", "dc", "--features", "identity"], "--features belongs to"),
         (["mine.npz", "--method", "dsa", "--bf16"], "--bf16 belongs to"),

@@ -377,7 +377,7 @@ def test_metadata_records_what_changes_results():
     assert facts["learning_rates"] == {"points": 2.0}
 
 
-@pytest.mark.parametrize("method", ["mmd", "dm", "sinkhorn"])
+@pytest.mark.parametrize("method", ["mmd", "dm", "sinkhorn", "datadam", "ncfm"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 16, 16), (5,)])
 def test_recipes_bring_the_synthetic_set_closer(method, shape):
     real = source((20, 20, 20), shape)
@@ -407,7 +407,7 @@ def test_learning_rates_grow_with_the_rows_of_a_class():
 
 
 def test_recipes_reject_unknown_methods_and_empty_features():
-    with pytest.raises(ValueError, match="mmd, dm, sinkhorn, dc, dsa, idc"):
+    with pytest.raises(ValueError, match="mmd, dm, sinkhorn, datadam, ncfm, dc, dsa, idc"):
         objective(Recipe(method="other"))
     with pytest.raises(ValueError, match="positive weight"):
         objective(Recipe(identity=0.0, convnet=0.0))

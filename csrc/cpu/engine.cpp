@@ -1,5 +1,6 @@
 // The engine of one instruction set: compiled once for each, with -DDECOCT_ISA=generic|avx2|avx512 and its
 // flags.
+#include "characteristic_mean.h"
 #include "class_gradients.h"
 #include "hvp.inl"
 #include "isa.h"
@@ -74,11 +75,22 @@ int64_t workspace_bytes(const Sizes& sizes, int64_t chunks, int64_t tasks) {
 #define DECOCT_NAME(isa) DECOCT_TEXT(isa)
 
 namespace cpu {
-const Engine DECOCT_ENGINE(DECOCT_ISA) = {
-    DECOCT_NAME(DECOCT_ISA),        DECOCT_ISA::kernel_sums,       DECOCT_ISA::kernel_sums_hvp,
-    DECOCT_ISA::kernel_matvec,      DECOCT_ISA::run_segment_sums,  DECOCT_ISA::sinkhorn,
-    DECOCT_ISA::run_mean_bandwidth, DECOCT_ISA::workspace_bytes,   DECOCT_ISA::group_norm,
-    DECOCT_ISA::group_norm_grad,    DECOCT_ISA::group_norm_second, DECOCT_ISA::norm_workspace_bytes,
-    DECOCT_ISA::gradient_distance,  DECOCT_ISA::segment_outer,     DECOCT_ISA::segment_outer_bytes};
+const Engine DECOCT_ENGINE(DECOCT_ISA) = {DECOCT_NAME(DECOCT_ISA),
+                                          DECOCT_ISA::kernel_sums,
+                                          DECOCT_ISA::kernel_sums_hvp,
+                                          DECOCT_ISA::kernel_matvec,
+                                          DECOCT_ISA::run_segment_sums,
+                                          DECOCT_ISA::sinkhorn,
+                                          DECOCT_ISA::run_mean_bandwidth,
+                                          DECOCT_ISA::workspace_bytes,
+                                          DECOCT_ISA::group_norm,
+                                          DECOCT_ISA::group_norm_grad,
+                                          DECOCT_ISA::group_norm_second,
+                                          DECOCT_ISA::norm_workspace_bytes,
+                                          DECOCT_ISA::gradient_distance,
+                                          DECOCT_ISA::segment_outer,
+                                          DECOCT_ISA::segment_outer_bytes,
+                                          DECOCT_ISA::characteristic,
+                                          DECOCT_ISA::characteristic_workspace};
 }  // namespace cpu
 }  // namespace decoct

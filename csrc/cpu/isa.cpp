@@ -108,6 +108,15 @@ Plan plan_segment_outer(const SegmentOuterArguments& a, int threads) {
   plan.workspace_bytes = cpu::engine().segment_outer_bytes(a) * threads;
   return plan;
 }
+void characteristic(const CharacteristicArguments& a, const Execution& e) {
+  cpu::engine().characteristic(a, cpu::on_huge_pages(e));
+}
+Plan plan_characteristic(const CharacteristicArguments& a, int threads) {
+  Plan plan;
+  plan.schedule = characteristic_schedule(a, threads);
+  plan.workspace_bytes = cpu::engine().characteristic_workspace(a);
+  return plan;
+}
 int64_t workspace_bytes(const Sizes& sizes, const int32_t* schedule, int64_t words) {
   const auto& header = *(const ScheduleHeader*)schedule;
   if (words < (int64_t)sizeof header / 4 || header.version != kScheduleVersion || header.words != words ||

@@ -20,6 +20,8 @@ struct Engine {
   void (*gradient_distance)(const GradientArguments&, const Execution&);
   void (*segment_outer)(const SegmentOuterArguments&, const Execution&);
   int64_t (*segment_outer_bytes)(const SegmentOuterArguments&);  // of one thread
+  void (*characteristic)(const CharacteristicArguments&, const Execution&);
+  int64_t (*characteristic_workspace)(const CharacteristicArguments&);
 };
 
 extern const Engine engine_generic;

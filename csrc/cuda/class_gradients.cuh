@@ -124,19 +124,6 @@ DECOCT_DEVICE void with_constant(bool value, Use use) {
     use(std::false_type{});
 }
 
-// use(numbers, function that widens one of them). Where there is float64 all is computed in it.
-template <class T, class Use>
-DECOCT_DEVICE void with_numbers(const OuterImages& m, Use use) {
-  if (m.dtype == DType::float16)
-    use((const uint16_t*)m.data, [](uint16_t v) { return (T)half_to_float(v); });
-  else if (m.dtype == DType::bfloat16)
-    use((const uint16_t*)m.data, [](uint16_t v) { return (T)bfloat_to_float(v); });
-  else if (sizeof(T) == 8 && m.dtype == DType::float64)
-    use((const double*)m.data, [](double v) { return (T)v; });
-  else
-    use((const float*)m.data, [](float v) { return (T)v; });
-}
-
 template <class A>
 struct OuterBlock {
   using T = typename A::T;

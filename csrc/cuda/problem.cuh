@@ -82,6 +82,20 @@ DECOCT_DEVICE T load_element(const Source& s, int64_t row, int64_t column) {
   }
 }
 
+// use(numbers, function that widens one of them), for what has data and a dtype. Where there is float64 all
+// is computed in it.
+template <class T, class Numbers, class Use>
+DECOCT_DEVICE void with_numbers(const Numbers& m, Use use) {
+  if (m.dtype == DType::float16)
+    use((const uint16_t*)m.data, [](uint16_t v) { return (T)half_to_float(v); });
+  else if (m.dtype == DType::bfloat16)
+    use((const uint16_t*)m.data, [](uint16_t v) { return (T)bfloat_to_float(v); });
+  else if (sizeof(T) == 8 && m.dtype == DType::float64)
+    use((const double*)m.data, [](double v) { return (T)v; });
+  else
+    use((const float*)m.data, [](float v) { return (T)v; });
+}
+
 template <class E>
 struct alignas(4 * sizeof(E) > 16 ? 16 : 4 * sizeof(E)) Quad {
   E v[4];

@@ -18,6 +18,7 @@ from decoct.losses import GradientMatchingLoss, MMDLoss, SinkhornLoss
 from decoct.ops import (
     SinkhornSolution,
     apply_plan,
+    characteristic_mean,
     class_gradients,
     gradient_distance,
     gradient_vector_product,
@@ -29,6 +30,7 @@ from decoct.ops import (
     mean_bandwidth,
     median_bandwidth,
     mmd,
+    segment_moments,
     sinkhorn_divergence,
     sinkhorn_potentials,
 )
@@ -46,6 +48,7 @@ __all__ = [
     "SinkhornSolution",
     "apply_plan",
     "capture",
+    "characteristic_mean",
     "class_gradients",
     "compat",
     "gradient_distance",
@@ -61,6 +64,7 @@ __all__ = [
     "mmd",
     "ops",
     "reference",
+    "segment_moments",
     "sinkhorn_divergence",
     "sinkhorn_potentials",
 ]

@@ -254,3 +254,25 @@ def segment_outer(
     bias: Matrix | None,
     execution: Execution,
 ) -> None: ...
+def plan_characteristic(
+    *, op: str, x: Matrix, frequencies: Matrix, offsets: Matrix, parts: int, threads: int
+) -> tuple[npt.NDArray[np.int32], int]: ...
+def characteristic(
+    *,
+    op: str,
+    x: Matrix,
+    frequencies: Matrix,
+    weights: Matrix,
+    offsets: Matrix,
+    bar_cosine: Matrix | None = None,
+    bar_sine: Matrix | None = None,
+    tangent_x: Matrix | None = None,
+    tangent_frequencies: Matrix | None = None,
+    tangent_weights: Matrix | None = None,
+    cosine: Matrix | None = None,
+    sine: Matrix | None = None,
+    out_x: Matrix | None = None,
+    out_frequencies: Matrix | None = None,
+    out_weights: Matrix | None = None,
+    execution: Execution,
+) -> None: ...

@@ -14,6 +14,9 @@ from decoct._cpu import (
     NormShape as NormShape,
 )
 from decoct._cpu import (
+    characteristic as characteristic,
+)
+from decoct._cpu import (
     group_norm as group_norm,
 )
 from decoct._cpu import (
@@ -45,6 +48,9 @@ from decoct._cpu import (
 )
 from decoct._cpu import (
     plan as plan,
+)
+from decoct._cpu import (
+    plan_characteristic as plan_characteristic,
 )
 from decoct._cpu import (
     plan_segment_outer as plan_segment_outer,

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from decoct._reference_gradients import gradient_distance
 from decoct._reference_layers import class_gradients, group_norm, instance_norm, segment_outer
+from decoct._reference_means import characteristic_mean, segment_moments
 from decoct.kernels import Kernel, resolve
 from decoct.ops.sinkhorn import SinkhornSolution
 from decoct.segments import host_offsets
 
 __all__ = [
     "apply_plan",
+    "characteristic_mean",
     "class_gradients",
     "gradient_distance",
     "group_norm",
@@ -32,6 +34,7 @@ __all__ = [
     "mean_bandwidth",
     "median_bandwidth",
     "mmd",
+    "segment_moments",
     "segment_outer",
     "sinkhorn_divergence",
     "sinkhorn_potentials",

@@ -10,6 +10,7 @@
 #include <set>
 #include <stdexcept>
 
+#include "characteristic_checks.h"
 #include "gradient_checks.h"
 #include "layer_checks.h"
 #include "transport_checks.h"
@@ -413,10 +414,17 @@ struct Group {
   const char* name;
   void (*test)();
 };
-const Group kGroups[] = {{"small", test_small},    {"fused", test_fused},          {"weights", test_weights},
-                         {"hvp", test_hvps},       {"matvec", test_matvecs},       {"rows", test_rows},
-                         {"norm", test_norms},     {"transport", test_transports}, {"layers", test_layers},
-                         {"gradients", test_lists}};
+const Group kGroups[] = {{"small", test_small},
+                         {"fused", test_fused},
+                         {"weights", test_weights},
+                         {"hvp", test_hvps},
+                         {"matvec", test_matvecs},
+                         {"rows", test_rows},
+                         {"norm", test_norms},
+                         {"transport", test_transports},
+                         {"layers", test_layers},
+                         {"gradients", test_lists},
+                         {"characteristic", test_characteristics}};
 
 std::set<const void*> launched;
 

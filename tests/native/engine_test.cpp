@@ -9,6 +9,7 @@ void test_norm();
 void test_gradient_distance();
 void test_transport();
 void test_layers();
+void test_characteristic();
 
 namespace {
 
@@ -335,6 +336,7 @@ int main(int count, char** names) {
   test_gradient_distance();
   test_transport();
   test_layers();
+  test_characteristic();
   test_refusals();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed ? 1 : 0;

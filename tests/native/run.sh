@@ -30,17 +30,17 @@ compile() {  # output, source, flags...
   fi
 }
 for isa in "${!machine[@]}"; do
-  for unit in engine class_gradients gradient_distance norm; do
+  for unit in engine characteristic_mean class_gradients gradient_distance norm; do
     # shellcheck disable=SC2086
     compile "${unit}_$isa" "$root/csrc/cpu/$unit.cpp" -DDECOCT_ISA="$isa" ${machine[$isa]} -ffp-contract=fast
   done
 done
 # The naive sums are most of the time and nothing of the engine: without checks, and faster.
-for test in engine_test gradient_test layers_test norm_test transport_test; do
+for test in engine_test characteristic_test gradient_test layers_test norm_test transport_test; do
   compile "$test" "$root/tests/native/$test.cpp" -O2 -fno-sanitize=all
 done
 for source in "$root"/csrc/cpu/*.cpp "$root"/csrc/*.cpp; do
-  case $source in */engine.cpp | */cpu/class_gradients.cpp | */cpu/gradient_distance.cpp | */cpu/norm.cpp | */bindings.cpp) continue ;; esac
+  case $source in */engine.cpp | */cpu/characteristic_mean.cpp | */cpu/class_gradients.cpp | */cpu/gradient_distance.cpp | */cpu/norm.cpp | */bindings.cpp) continue ;; esac
   compile "$(basename "$source" .cpp)" "$source"
 done
 for job in "${jobs[@]}"; do wait "$job"; done

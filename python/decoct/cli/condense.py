@@ -49,6 +49,7 @@ BELONGS = {
     "bandwidth": ("mmd", "dm"),
     "blur": ("sinkhorn",),
     "reach": ("sinkhorn",),
+    "frequencies": ("ncfm",),
     "features": DISTRIBUTION_METHODS,
     "bf16": DISTRIBUTION_METHODS,
     "metric": GRADIENT_METHODS,
@@ -73,7 +74,8 @@ def register(subparsers: Any) -> None:
         "--method",
         choices=sorted(METHODS),
         default="mmd",
-        help="what is matched: distributions (mmd, the default; dm, sinkhorn), or a network's gradients (dc; "
+        help="what is matched: distributions (mmd, the default; dm, sinkhorn; datadam, attention maps of all "
+        "layers; ncfm, characteristic functions), or a network's gradients (dc; "
         "dsa, the same under random views; idc, with networks trained on real rows and images that hold "
         "several)",
     )
@@ -85,6 +87,7 @@ def register(subparsers: Any) -> None:
         type=_positive,
         help="of --method sinkhorn: transport no mass much further (default: all mass)",
     )
+    add("--frequencies", type=int, help="of --method ncfm: random frequencies of a step (default: 1024)")
     add(
         "--features",
         help="where to compare: identity, convnet (random networks; an MLP on vectors), both, "
@@ -209,7 +212,7 @@ def _recipe(arguments: argparse.Namespace, dataset: Dataset) -> Recipe:
     flip = dataset.name not in NOT_MIRRORED
     recipe = default_recipe(method, dataset.shape, flip=flip)
     names = (
-        *("kernel", "bandwidth", "blur", "reach", "metric", "outer", "inner", "factor"),
+        *("kernel", "bandwidth", "blur", "reach", "frequencies", "metric", "outer", "inner", "factor"),
         *("steps", "lr", "batch_real", "init", "augment", "bf16"),
     )
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}

@@ -15,6 +15,10 @@ from ..kernels import Gaussian, Kernel, resolve
 from ..networks import build
 from ..objectives import (
     MMD,
+    AttentionFeatures,
+    CharacteristicDistance,
+    CharacteristicMatch,
+    FeatureMap,
     GradientMatch,
     Identity,
     Match,
@@ -47,9 +51,12 @@ class Recipe:
     """Settings of one condensation.
 
     method: by distribution matching "mmd" (any kernel), "dm" (linear kernel on network features: distance of
-    class means) or "sinkhorn" (entropic transport); by gradient matching "dc", "dsa" (the same under
+    class means), "sinkhorn" (entropic transport), "datadam" (class means of attention maps) or "ncfm"
+    (characteristic functions at random frequencies); by gradient matching "dc", "dsa" (the same under
     differentiable siamese augmentation) or "idc" (networks trained on real rows, multi-formation).
     kernel, bandwidth: of "mmd". blur, reach: of "sinkhorn", in units of the root mean squared distance.
+    power, balance: of "datadam", see `AttentionFeatures`. frequencies, amplitude, phase: of "ncfm", see
+    `CharacteristicMatch` and `CharacteristicDistance`.
     identity, convnet: of distribution matching, weights of the two feature maps, the rows themselves and
     freshly drawn random networks; 0 leaves one out. network: "convnet" or "mlp".
     metric, tensors: of gradient matching, see `GradientMatch`. outer, inner: matching steps that one network
@@ -69,6 +76,11 @@ class Recipe:
     bandwidth: float | Literal["mean", "median"] = "mean"
     blur: float = 0.1
     reach: float | None = None
+    power: float = 4.0
+    balance: float = 0.01
+    frequencies: int = 1024
+    amplitude: float = 0.5
+    phase: float = 0.5
     identity: float = 0.0
     convnet: float = 1.0
     network: str = "convnet"
@@ -147,6 +159,20 @@ def _sinkhorn(recipe: Recipe) -> Objective:
     return _matched(recipe, Sinkhorn(blur=recipe.blur, reach=recipe.reach))
 
 
+def _datadam(recipe: Recipe) -> Objective:
+    maps = AttentionFeatures(recipe.power, recipe.balance, chunk=recipe.chunk)
+    return recipe.convnet * Match(MMD("linear"), maps, name="attention")
+
+
+def _ncfm(recipe: Recipe) -> Objective:
+    def term(features: FeatureMap, name: str) -> Objective:
+        distance = CharacteristicDistance(recipe.amplitude, recipe.phase)
+        return CharacteristicMatch(features, frequencies=recipe.frequencies, distance=distance, name=name)
+
+    network = NetFeatures(recipe.chunk, recipe.bf16)
+    return recipe.identity * term(Identity(), "identity") + recipe.convnet * term(network, "network")
+
+
 def _gradients(recipe: Recipe) -> Objective:
     return GradientMatch(recipe.metric, recipe.tensors)
 
@@ -155,6 +181,8 @@ METHODS: dict[str, Callable[[Recipe], Objective]] = {
     "mmd": _mmd,
     "dm": _dm,
     "sinkhorn": _sinkhorn,
+    "datadam": _datadam,
+    "ncfm": _ncfm,
     "dc": _gradients,
     "dsa": _gradients,
     "idc": _gradients,
@@ -168,6 +196,8 @@ def objective(recipe: Recipe) -> Objective:
         raise ValueError(f"recipe: method must be one of {', '.join(METHODS)}, got {recipe.method!r}")
     if recipe.identity <= 0 and recipe.convnet <= 0:
         raise ValueError("recipe: identity or convnet must have a positive weight")
+    if recipe.method == "datadam" and recipe.identity > 0:
+        raise ValueError("recipe: datadam compares a network's layers alone; identity must be 0")
     return METHODS[recipe.method](recipe)
 
 
@@ -185,6 +215,8 @@ def default_recipe(method: str, shape: Sequence[int], *, flip: bool = False) -> 
     """
     if method in GRADIENT_METHODS:
         return _gradient_recipe(method, shape, flip)
+    if method in ("datadam", "ncfm"):
+        return _map_recipe(method, shape)
     linear = method != "mmd"
     recipe = Recipe(method=method, identity=0.0 if linear else 0.1, average=0.5)
     if len(shape) != 3:
@@ -194,6 +226,18 @@ def default_recipe(method: str, shape: Sequence[int], *, flip: bool = False) -> 
             lr_per_row=0.3 if linear else 1.0, augment=("crop", "scale", "rotate"), chunk=128
         )
     return recipe.replace(lr_per_row=0.3 if linear else 15.0, steps=200, bf16=True)
+
+
+def _map_recipe(method: str, shape: Sequence[int]) -> Recipe:
+    """Of datadam and ncfm, whose published weights of the whole, 100 and 300, are in `convnet`; for fewer
+    steps, and with fresh random networks for either."""
+    recipe = Recipe(method=method, convnet=100.0 if method == "datadam" else 300.0, average=0.5)
+    rate = 0.1 if method == "datadam" else 0.3
+    if len(shape) != 3:
+        return recipe.replace(network="mlp", lr_per_row=rate, augment=(), chunk=1024)
+    if max(shape[1:]) <= 12:
+        return recipe.replace(lr_per_row=rate, augment=("crop", "scale", "rotate"), chunk=128)
+    return recipe.replace(lr_per_row=rate, steps=200)
 
 
 def _gradient_recipe(method: str, shape: Sequence[int], flip: bool) -> Recipe:

@@ -1,5 +1,7 @@
 """What is minimised: objectives over a step's context, discrepancies between measures first among them."""
 
+from .attention import AttentionFeatures
+from .characteristic import CharacteristicDistance, CharacteristicMatch
 from .context import Context, seeded
 from .discrepancies import MMD, Sinkhorn
 from .features import FeatureMap, Identity, NetFeatures
@@ -13,6 +15,9 @@ from .statistic import FeatureMean, Statistic
 
 __all__ = [
     "MMD",
+    "AttentionFeatures",
+    "CharacteristicDistance",
+    "CharacteristicMatch",
     "Context",
     "FeatureMap",
     "FeatureMean",

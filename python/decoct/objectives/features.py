@@ -49,7 +49,7 @@ class NetFeatures(FeatureMap):
         features = cast(Callable[[Tensor], Tensor], context.net.features)
         low = self.bf16 and real
         if real and not low and x.dim() == 4:
-            x = _channels_last(x)
+            x = channels_last(x)
         with torch.autocast(x.device.type, torch.bfloat16) if low else contextlib.nullcontext():
             parts = [features(rows) for rows in x.split(self.chunk)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
@@ -58,7 +58,7 @@ class NetFeatures(FeatureMap):
         return f"chunk={self.chunk}, bf16={self.bf16}"
 
 
-def _channels_last(x: Tensor) -> Tensor:
+def channels_last(x: Tensor) -> Tensor:
     """Channels-last strides in every case: torch leaves those of one-channel images ambiguous."""
     _, channels, height, width = x.shape
     rows = x.permute(0, 2, 3, 1).contiguous()

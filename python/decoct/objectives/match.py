@@ -46,14 +46,17 @@ class Match(GroupObjective):
         self.real_gradient = real_gradient
 
     def compare(self, context: Context, real: Measure, synthetic: Measure, kept: Sequence[int]) -> Tensor:
+        return cast(Tensor, self.discrepancy(*self.sides(context, real, synthetic, kept)))
+
+    def sides(
+        self, context: Context, real: Measure, synthetic: Measure, kept: Sequence[int]
+    ) -> tuple[Measure, Measure]:
+        """Both measures on the feature map."""
         of_real = ("features", self.source, id(self.features))
         of_synthetic = ("features", None, id(self.features), tuple(kept))
-        return cast(
-            Tensor,
-            self.discrepancy(
-                self._side(context, real, True, of_real),
-                self._side(context, synthetic, False, of_synthetic),
-            ),
+        return (
+            self._side(context, real, True, of_real),
+            self._side(context, synthetic, False, of_synthetic),
         )
 
     def _side(self, context: Context, measure: Measure, real: bool, key: Hashable) -> Measure:

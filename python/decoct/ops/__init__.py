@@ -5,6 +5,7 @@ from decoct.ops._backend import backends
 from decoct.ops._memory import release_scratch
 from decoct.ops.apply_plan import apply_plan
 from decoct.ops.bandwidth import mean_bandwidth, median_bandwidth
+from decoct.ops.characteristic_mean import characteristic_mean
 from decoct.ops.class_gradients import class_gradients
 from decoct.ops.gradient_distance import gradient_distance
 from decoct.ops.gradient_vector_product import gradient_vector_product, linear_head_gradients
@@ -12,12 +13,14 @@ from decoct.ops.kernel_matvec import kernel_matvec
 from decoct.ops.kernel_mean import kernel_mean
 from decoct.ops.mmd import mmd
 from decoct.ops.norm import group_norm, instance_norm
+from decoct.ops.segment_moments import segment_moments
 from decoct.ops.sinkhorn import SinkhornSolution, sinkhorn_divergence, sinkhorn_potentials
 
 __all__ = [
     "SinkhornSolution",
     "apply_plan",
     "backends",
+    "characteristic_mean",
     "class_gradients",
     "gradient_distance",
     "gradient_vector_product",
@@ -30,6 +33,7 @@ __all__ = [
     "median_bandwidth",
     "mmd",
     "release_scratch",
+    "segment_moments",
     "sinkhorn_divergence",
     "sinkhorn_potentials",
 ]

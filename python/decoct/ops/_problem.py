@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from decoct.ops._segment_ops import mean_rule, median_rule, segment_sums
 from decoct.ops._transforms import needs_gradient
 from decoct.segments import Segments, host_offsets
 
-__all__ = ["Offsets", "Problem", "prepare", "resolve_bandwidth"]
+__all__ = ["Offsets", "PackedRows", "Problem", "prepare", "prepare_rows", "resolve_bandwidth"]
 
 Offsets = Tensor | Sequence[int] | Segments | None
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -110,14 +111,19 @@ def _unnested(op: str, name: str, rows: Any, offsets: Offsets) -> tuple[Any, Off
     return rows.values(), host_offsets(op, f"{name}_offsets", rows.offsets())
 
 
-def _check_rows(op: str, x: Tensor, y: Tensor, packed: bool) -> None:
-    got_x, got_y = tuple(x.shape), tuple(y.shape)
+def _check_first(op: str, x: Tensor, packed: bool) -> None:
+    got_x = tuple(x.shape)
     if packed and x.dim() != 2:
         raise ValueError(f"{op}: x must be (N, D) with x_offsets, got {got_x}")
     if x.dim() not in (2, 3):
         raise ValueError(f"{op}: x must be (N, D) or (B, N, D), got {got_x}")
     if x.shape[-1] == 0:
         raise ValueError(f"{op}: x must be at least one column wide, got {got_x}")
+
+
+def _check_rows(op: str, x: Tensor, y: Tensor, packed: bool) -> None:
+    _check_first(op, x, packed)
+    got_y = tuple(y.shape)
     if x.dim() == 2 and (y.dim() != 2 or y.shape[1] != x.shape[1]):
         raise ValueError(f"{op}: y must be (M, D) with D={x.shape[1]} as in x, got {got_y}")
     if x.dim() == 3 and (y.dim() != 3 or y.shape[0] != x.shape[0] or y.shape[2] != x.shape[2]):
@@ -156,14 +162,17 @@ def _check_offsets(
             f"{op}: y_offsets must be (C+1,) with C={ends[0].shape[0] - 1} as in x_offsets, "
             f"got {tuple(ends[1].shape)}"
         )
-    if not torch.compiler.is_compiling():
-        for name, letter, host, rows in (("x", "N", ends[0], x), ("y", "M", ends[1], y)):
-            if int(host[-1]) != rows.shape[0]:
-                raise ValueError(
-                    f"{op}: {name}_offsets must end at {letter}={rows.shape[0]}, the rows of {name}, "
-                    f"got {int(host[-1])}"
-                )
+    for name, letter, host, rows in (("x", "N", ends[0], x), ("y", "M", ends[1], y)):
+        _check_end(op, name, letter, host, rows)
     return ends
+
+
+def _check_end(op: str, name: str, letter: str, host: Tensor, rows: Tensor) -> None:
+    if not torch.compiler.is_compiling() and int(host[-1]) != rows.shape[0]:
+        raise ValueError(
+            f"{op}: {name}_offsets must end at {letter}={rows.shape[0]}, the rows of {name}, "
+            f"got {int(host[-1])}"
+        )
 
 
 def _common_dtype(x: Tensor, y: Tensor, *others: Tensor | None) -> torch.dtype:
@@ -215,6 +224,40 @@ def prepare(
     x, y = x.to(dtype), y.to(dtype)
     a, b = (None if w is None else w.to(compute) for w in (a, b))
     return Problem(op, x, y, a, b, x_ends, y_ends, segments, shape)
+
+
+class PackedRows(NamedTuple):
+    """One packed cloud: rows (N, D), weights (N,) in the compute dtype, one result per segment."""
+
+    x: Tensor
+    weights: Tensor | None
+    offsets: Tensor | None  # host int64, or None for equal segments
+    segments: int
+    shape: tuple[int, ...]  # that results begin with: () or (segments,)
+
+
+def prepare_rows(op: str, x: Any, weights: Any, x_offsets: Offsets, *others: Any) -> PackedRows:
+    """Check and pack the arguments of an op on one cloud. `others` take part in type promotion only."""
+    x, x_offsets = _unnested(op, "x", x, x_offsets)
+    weights = weights.values() if is_nested(weights) else weights
+    x = check_tensor(op, "x", x, None)
+    _check_first(op, x, x_offsets is not None)
+    weights = _check_weights(op, "weights", weights, "x", x, x.device)
+    ends = None if x_offsets is None else host_offsets(op, "x_offsets", x_offsets)
+    if ends is not None:
+        _check_end(op, "x", "N", ends, x)
+    backend_for(op, x.device)
+    dtype = functools.reduce(torch.promote_types, [other.dtype for other in others], x.dtype)
+    if weights is not None and weights.dtype == torch.float64:
+        dtype = torch.float64
+    segments = 1 if ends is None else ends.shape[0] - 1
+    shape: tuple[int, ...] = () if ends is None else (segments,)
+    if x.dim() == 3:
+        segments = x.shape[0]
+        shape = (segments,)
+        x = x.reshape(x.shape[0] * x.shape[1], x.shape[2])
+    weights = None if weights is None else weights.to(compute_dtype(dtype))
+    return PackedRows(x.to(dtype), weights, ends, segments, shape)
 
 
 def needs_bandwidth_gradient(bandwidth: Any) -> bool:

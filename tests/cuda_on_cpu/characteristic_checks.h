@@ -1,0 +1,105 @@
+// Characteristic means for kernels_test.
+#pragma once
+#include "../native/characteristic_reference.h"
+#include "kernel_checks.h"
+
+namespace cases {
+
+template <class T>
+struct CharacteristicResults {
+  Grid<T> cosine, sine, x, f, w;
+
+  bool same_bits(const CharacteristicResults& o) const {
+    return cosine.same_bits(o.cosine) && sine.same_bits(o.sine) && x.same_bits(o.x) && f.same_bits(o.f) &&
+           w.same_bits(o.w);
+  }
+};
+
+// wanted: bits for sums, x, frequencies and weights.
+template <class T>
+CharacteristicResults<T> run_characteristic(characteristic_case::Inputs& in, CharacteristicOp op, int wanted,
+                                            Precision precision) {
+  const std::vector<int64_t> ends = in.setup.offsets();
+  CharacteristicArguments a = characteristic_case::arguments(in, op, ends);
+  CharacteristicResults<T> out;
+  const auto give = [](bool want, Grid<T>& to, Matrix& m, int64_t rows, int64_t columns, int gap) {
+    if (!want) return;
+    to = Grid<T>(rows, columns, gap);
+    m = to.matrix();
+  };
+  give(wanted & 1, out.cosine, a.cosine, a.segments, in.f.rows, 3);
+  give(wanted & 1, out.sine, a.sine, a.segments, in.f.rows, 1);
+  give(wanted & 2, out.x, a.out_x, in.x.rows, in.x.columns, 0);
+  give(wanted & 4, out.f, a.out_frequencies, in.f.rows, in.f.columns, 0);
+  give(wanted & 8, out.w, a.out_weights, in.x.rows, 1, 0);
+  const Plan layout = plan_characteristic(a, 1);
+  const std::vector<int32_t> host(layout.schedule), device(layout.schedule);
+  const Memory workspace(layout.workspace_bytes);
+  Execution e;
+  e.schedule = host.data();
+  e.device_schedule = device.data();
+  e.workspace = workspace.data();
+  e.workspace_bytes = layout.workspace_bytes;
+  e.precision = precision;
+  characteristic(a, e);
+  return out;
+}
+
+template <class T>
+void compare_characteristic(const Grid<T>& ours, const characteristic_case::Result& exact, double unit,
+                            const std::string& name, const std::string& kind) {
+  if (ours.rows * ours.columns == 0) return;
+  Bound bound;
+  for (int64_t i = 0; i < ours.rows; ++i)
+    for (int64_t k = 0; k < ours.columns; ++k) {
+      const size_t at = (size_t)(i * ours.columns + k);
+      const double error = std::fabs((double)ours.at(i, k) - exact.value[at]);
+      if (exact.size[at] > 0 || !(error == 0)) bound.add(error, unit * exact.size[at]);
+    }
+  bound.report(name, kind);
+  check(ours.spare_untouched(), name + " writes between rows");
+}
+
+template <class T>
+void test_characteristic(const characteristic_case::Setup& setup, DType rows,
+                         Precision precision = Precision::highest) {
+  const struct {
+    CharacteristicOp op;
+    const char* name;
+    int wanted;
+  } calls[] = {{CharacteristicOp::value, "value", 1},
+               {CharacteristicOp::grad, "grad", 14},
+               {CharacteristicOp::second, "second", 15},
+               {CharacteristicOp::second, "sums", 1},
+               {CharacteristicOp::second, "rows", 2}};
+  characteristic_case::Inputs in(setup, rows, dtype_of<T>);
+  for (const auto& call : calls) {
+    const std::string name = "characteristic " + setup.name + " " + std::to_string((int)rows) + " " +
+                             precision_name<T>(precision) + " " + call.name;
+    if (!selected(name)) continue;
+    const characteristic_case::Exact exact = characteristic_case::exact(in, call.op);
+    const CharacteristicResults<T> ours =
+        in_all_orders(name, [&] { return run_characteristic<T>(in, call.op, call.wanted, precision); });
+    const double unit = unit_of<T>(precision);
+    const std::string kind = precision_name<T>(precision) + " characteristic";
+    compare_characteristic(ours.cosine, exact.cosine, unit, name + " cosine", kind + " sums");
+    compare_characteristic(ours.sine, exact.sine, unit, name + " sine", kind + " sums");
+    compare_characteristic(ours.x, exact.x, unit, name + " rows", kind + " rows");
+    compare_characteristic(ours.f, exact.f, unit, name + " frequencies", kind + " frequencies");
+    compare_characteristic(ours.w, exact.w, unit, name + " weights", kind + " weights");
+  }
+}
+
+inline void test_characteristics() {
+  for (const characteristic_case::Setup& setup : characteristic_case::all_setups()) {
+    test_characteristic<float>(setup, DType::float32);
+    test_characteristic<double>(setup, DType::float64);
+    if (quick && setup.name != "narrow") continue;
+    test_characteristic<float>(setup, DType::bfloat16);
+    test_characteristic<float>(setup, DType::float32, Precision::high);
+    test_characteristic<float>(setup, DType::float32, Precision::medium);
+  }
+  if (!quick) test_characteristic<float>({"panels", {100, 1950}, 2100, 2}, DType::float32);
+}
+
+}  // namespace cases
