@@ -168,6 +168,8 @@ def _loss(function, x: Tensor, f: Tensor, w: Tensor) -> Tensor:  # type: ignore[
     return (cosine * torch.linspace(-1, 1, len(f)).to(cosine)).sum() + sine.square().sum()
 
 
+# torch's own forward-mode rules use torch.jit.script when they load.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("argument", [0, 1, 2])
 def test_transforms(argument: int) -> None:
     """grad, vmap, jvp and their compositions, against the twin's."""
@@ -221,6 +223,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(names.characteristic_mean_second.default, second)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype:UserWarning")
 @pytest.mark.usual_backends("cpu")
 def test_nested_rows() -> None:
     parts = [rows(4, 3), rows(7, 3, seed=1)]

@@ -27,7 +27,7 @@ def test_no_row_moves_a_clipped_sum_by_more(counts: list[int], d: int, limit: fl
     x = rows(sum(counts), d, seed=seed) * 5
     options = {"x_offsets": segments, "max_norm": limit, "reduction": "sum"}
     total = decoct.segment_moments(x, **options)
-    assert torch.linalg.vector_norm(total, dim=1).le(segments.lengths * limit * (1 + 1e-12)).all()
+    assert torch.linalg.vector_norm(total, dim=1).le(segments.lengths.double() * limit * (1 + 1e-12)).all()
     for k in range(len(x)):
         changed = x.clone()
         changed[k] = 0
@@ -46,7 +46,7 @@ def test_short_rows_are_left_alone() -> None:
 
 def test_lengths_that_squares_cannot_hold() -> None:
     """Rows are clipped to their directions, however long."""
-    for size in (1e25, 1e-25, 1e38):
+    for size in (1e25, 1e-25, 5e37):
         x = torch.tensor([[3.0, 4.0], [-4.0, 3.0]]) * size
         clipped = decoct.segment_moments(x, max_norm=size / 1e4, reduction="sum")
         torch.testing.assert_close(clipped / size, torch.tensor([-0.2, 1.4]) / 1e4, rtol=1e-6, atol=0)
@@ -83,6 +83,8 @@ def test_a_row_that_is_not_finite(bad: float) -> None:
         assert torch.equal(part[[0, 2]], other[[0, 2]])
 
 
+# torch's own forward-mode rules use torch.jit.script when they load.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_transforms() -> None:
     x = rows(9, 4)
 

@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import characteristic_mutants
 import gradient_mutants
 import layer_mutants
 import memory_mutants
@@ -152,7 +153,14 @@ class Trial:
 
 
 def main(words: list[str]) -> int:
-    modules = gradient_mutants, layer_mutants, memory_mutants, norm_mutants, number_mutants
+    modules = (
+        characteristic_mutants,
+        gradient_mutants,
+        layer_mutants,
+        memory_mutants,
+        norm_mutants,
+        number_mutants,
+    )
     known = [mutant for module in modules for mutant in module.MUTANTS]
     mutants = [m for m in known if not words or words[0] in m.name]
     missing = missing_places(mutants)

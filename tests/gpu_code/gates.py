@@ -41,7 +41,7 @@ from throughput import Prediction
 
 CAPABILITIES = (80, 90)
 KERNELS_AT_MOST = (
-    123  # 65 over pairs, which take the time to compile, 22 over rows, 20 over images, 16 over lists
+    141  # 81 over pairs, which take the time to compile, 24 over rows, 20 over images, 16 over lists
 )
 WARPS_OF_MULTIPROCESSOR = 64
 
@@ -75,6 +75,12 @@ CEILINGS = {
     "box<*>": 96,
     "begin<*>": 72,
     "end<*>": 144,
+    "characteristic<Float64, *>": 180,
+    "characteristic<*, second>": 224,
+    "characteristic<*>": 160,
+    "characteristic_product<Float64>": 156,
+    "characteristic_product<*>": 252,
+    "characteristic_sums<*>": 48,
     "outer<Float64>": 168,
     "outer<Tf32x3>": 204,
     "outer<*>": 168,
@@ -119,7 +125,8 @@ def expected_kernels() -> list[str]:
         names += [f"score<{arithmetic}, {s}, {p}>" for s in shapes for p in ("gaussian", "others")]
         names += [f"product<{arithmetic}, {s}>" for s in dict.fromkeys([*shapes, "medium"])]
         names.append(f"hvp<{arithmetic}, medium>")
-        names += [f"transport<{arithmetic}>", f"outer<{arithmetic}>"]
+        names += [f"transport<{arithmetic}>", f"outer<{arithmetic}>", f"characteristic_product<{arithmetic}>"]
+        names += [f"characteristic<{arithmetic}, {op}>" for op in ("value", "grad", "second")]
         widths = [] if double else [32, 64, 128, 256]
         names += [f"fused<{arithmetic}, {w}, {p}>" for w in widths for p in ("gaussian", "others")]
     for number, widest in (("float", 16), ("double", 8)):
@@ -130,7 +137,7 @@ def expected_kernels() -> list[str]:
         names += [
             f"norm_{kind}<{number}, {k}>" for kind in ("value", "grad", "second") for k in ("kept", "again")
         ]
-        names.append(f"norm_images<{number}>")
+        names += [f"norm_images<{number}>", f"characteristic_sums<{number}>"]
     for kind in ("gradient_first", "gradient_second"):
         for types in ("float, float", "float, Half", "float, Bfloat", "double, double"):
             names += [f"{kind}<{types}, {order}>" for order in ("first", "second")]
@@ -181,10 +188,11 @@ def least_counts(name: str) -> dict[str, int]:
     kind = name.partition("<")[0]
     arguments = name.partition("<")[2].rstrip(">").split(", ")
     least: dict[str, int] = {}
-    tensor = kind in ("score", "fused", "product", "hvp", "transport", "outer")
+    square = ("transport", "outer", "characteristic", "characteristic_product")
+    tensor = kind in ("score", "fused", "product", "hvp", *square)
     if tensor and arguments[0] not in ("Float64", "Differences"):
         fused = kind == "fused"
-        shape = "square" if kind in ("transport", "outer") else arguments[1]
+        shape = "square" if kind in square else arguments[1]
         tile = throughput.fused_tile(int(shape)) if fused else throughput.SCORE_TILES[shape]
         products = tile[2] * tile[3] * (3 if arguments[0] == "Tf32x3" else 1)
         ours, other = ("HMMA BF16", "HMMA TF32") if arguments[0] == "Bfloat16" else ("HMMA TF32", "HMMA BF16")

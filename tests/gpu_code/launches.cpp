@@ -25,6 +25,7 @@ void launch(void (*kernel)(Parameters...), const Launch& l, const Arguments&...)
 
 }  // namespace decoct::cuda
 
+#include "characteristic_mean.cu"
 #include "class_gradients.cu"
 #include "gradient_distance.cu"
 #include "norm.cu"
@@ -107,6 +108,30 @@ void launch_others() {
   }
 }
 
+void launch_characteristics() {
+  int64_t offsets[] = {0, 1};
+  std::vector<int32_t> schedule(sizeof(ScheduleHeader) / 4);
+  for (const DType dtype : {DType::float64, DType::float32})
+    for (const Precision precision : {Precision::highest, Precision::high, Precision::medium})
+      for (const CharacteristicOp op :
+           {CharacteristicOp::value, CharacteristicOp::grad, CharacteristicOp::second}) {
+        CharacteristicArguments a{};
+        const Matrix one{offsets, 1, 1, 1, dtype};
+        a.op = op;
+        a.x = a.frequencies = a.weights = one;
+        a.offsets = offsets;
+        a.segments = 1;
+        if (op == CharacteristicOp::value)
+          a.cosine = a.sine = one;
+        else
+          a.out_x = a.out_frequencies = a.out_weights = one;
+        Execution e;
+        e.device_schedule = schedule.data();
+        e.precision = precision;
+        characteristic(a, e);
+      }
+}
+
 void launch_gradients() {
   for (const DType dtype : {DType::float64, DType::float32, DType::float16, DType::bfloat16}) {
     const GradientLayout layout =
@@ -133,4 +158,5 @@ int main() {
   launch_others<float>();
   launch_others<double>();
   launch_gradients();
+  launch_characteristics();
 }

@@ -37,6 +37,8 @@ def short_name(demangled: str) -> str:
     for long, short in ARITHMETICS.items():
         arguments = arguments.replace(f"decoct::cuda::{long}", short)
     arguments = re.sub(r"\(decoct::cuda::Shape\)(\d)", lambda m: SHAPES.get(m[1], m[1]), arguments)
+    ops = ("value", "grad", "second")
+    arguments = re.sub(r"\(decoct::CharacteristicOp\)(\d)", lambda m: ops[int(m[1])], arguments)
     yes, no = next((words for start, words in MEANINGS.items() if match[1].startswith(start)))
     arguments = arguments.replace(" true", f" {yes}").replace(" false", f" {no}")
     arguments = arguments.replace("decoct::cuda::", "")

@@ -73,7 +73,7 @@ class AttentionFeatures(FeatureMap):
         if real and x.dim() == 4:
             x = channels_last(x)
         parts = []
-        with _outputs(self._modules(net)) as outputs:
+        with _outputs(self._watched(net)) as outputs:
             for rows in x.split(self.chunk):
                 outputs.clear()
                 last = features(rows)
@@ -85,7 +85,7 @@ class AttentionFeatures(FeatureMap):
                 parts.append(torch.cat(maps, 1))
         return torch.cat(parts)
 
-    def _modules(self, net: nn.Module) -> list[nn.Module]:
+    def _watched(self, net: nn.Module) -> list[nn.Module]:
         named = dict(net.named_modules())
         if self.layers is None:
             found = [module for module in named.values() if _responds(module)]

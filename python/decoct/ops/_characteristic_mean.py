@@ -67,6 +67,13 @@ def _plan(
     return schedule, schedule.to(device), int(workspace)
 
 
+def _solid(tensor: Tensor) -> Tensor:
+    """The tensor; memory with zeros for one of autograd's that has none."""
+    if not tensor._is_zerotensor():
+        return tensor
+    return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
 def _run(
     op: str,
     x: Tensor,
@@ -79,7 +86,7 @@ def _run(
     engine = backend_for("characteristic_mean", x.device)
     host = offsets_or_uniform(offsets, x.shape[0], segments)
     x, frequencies, weights = readable(x), readable(frequencies), readable(weights)
-    read = {name: readable(value) for name, value in others.items() if value is not None}
+    read = {name: readable(_solid(value)) for name, value in others.items() if value is not None}
     parts = sum(1 << k for k, name in enumerate(_PARTS) if name in read)
     threads = torch.get_num_threads()
     sizes = (x.shape[0], frequencies.shape[0], x.shape[1])
@@ -373,7 +380,8 @@ class _Grad(torch.autograd.Function):
             along = _second(*moved, bar_cosine, bar_sine, *problem, ctx.segments, ctx.need)[2:]
             chosen = _chosen(along, ctx.need, *bits)
             parts = [_plus(*pair) for pair in zip(parts, chosen, strict=True)]
-        return tuple(parts)
+        # What was not wanted has no elements, and must have a tangent all the same.
+        return tuple(bar_sine.new_zeros(0) if part is None else part for part in parts)
 
     vmap = staticmethod(_one_by_one(lambda: _Grad))
 
