@@ -8,6 +8,7 @@ tangents, `characteristic_mean_second` those by the bars, x, frequencies and wei
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,12 +24,13 @@ from decoct.ops._backend import (
     offsets_or_uniform,
     readable,
 )
-from decoct.ops._registry import refuse, register
+from decoct.ops._registry import Op, autograd_function, chosen, needed, refuse
 
 __all__ = ["characteristic_sums"]
 
 BY_X, BY_FREQUENCIES, BY_WEIGHTS, BY_BARS = 1, 2, 4, 8
 """Bits of a `need` mask: which derivatives an op computes. The others are returned without an element."""
+_BITS = BY_X, BY_FREQUENCIES, BY_WEIGHTS
 
 _PARTS = (
     *("cosine", "sine", "tangent_x", "tangent_frequencies"),
@@ -103,14 +105,6 @@ def _run(
     )
 
 
-def _needed(wanted: Any, *bits: int) -> int:
-    return sum(bit for bit, want in zip(bits, wanted, strict=True) if want)
-
-
-def _chosen(parts: Any, need: int, *bits: int) -> tuple[Tensor | None, ...]:
-    return tuple(part if need & bit else None for part, bit in zip(parts, bits, strict=True))
-
-
 def _cast(parts: tuple[Tensor | None, ...], *inputs: Tensor) -> tuple[Tensor | None, ...]:
     """Derivatives in the dtypes of what they are derivatives by."""
     pairs = zip(parts, inputs, strict=True)
@@ -142,10 +136,9 @@ def _value_fake(
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
-def _value_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _value_save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Sequence[Tensor | None]:
     *tensors, ctx.segments = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.set_materialize_grads(False)
+    return tensors
 
 
 def _both(bars: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor]:
@@ -158,18 +151,13 @@ def _both(bars: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _value_backward(ctx: Any, *bars: Tensor | None) -> Any:
-    need = _needed(ctx.needs_input_grad[:3], BY_X, BY_FREQUENCIES, BY_WEIGHTS)
-    if all(bar is None for bar in bars) or not need:
+    need = needed(ctx.needs_input_grad[:3], *_BITS)
+    if not need:
         return (None,) * 5
     problem = ctx.saved_tensors
     parts = _grad(*_both(bars), *problem, ctx.segments, need)
-    chosen = _chosen(parts, need, BY_X, BY_FREQUENCIES, BY_WEIGHTS)
-    return (*_cast(chosen, *problem[:3]), None, None)
-
-
-_value_op = register(
-    f"characteristic_mean({_PROBLEM}) -> (Tensor, Tensor)", _value, _value_fake, _value_backward, _value_setup
-)
+    own = chosen(parts, need, *_BITS)
+    return (*_cast(own, *problem[:3]), None, None)
 
 
 # ---- their gradient: derivatives of <bars, sums> by x, frequencies and weights
@@ -186,7 +174,7 @@ def _outputs(x: Tensor, frequencies: Tensor, weights: Tensor, need: int) -> Trip
 
 def _named(parts: Triple, need: int) -> dict[str, Tensor | None]:
     names = ("out_x", "out_frequencies", "out_weights")
-    return dict(zip(names, _chosen(parts, need, BY_X, BY_FREQUENCIES, BY_WEIGHTS), strict=True))
+    return dict(zip(names, chosen(parts, need, *_BITS), strict=True))
 
 
 def _grad_run(
@@ -205,45 +193,26 @@ def _grad_run(
     return parts
 
 
-def _grad_fake(
-    bar_cosine: Tensor,
-    bar_sine: Tensor,
-    x: Tensor,
-    frequencies: Tensor,
-    weights: Tensor,
-    offsets: Tensor | None,
-    segments: int,
-    need: int,
-) -> Triple:
+def _grad_fake(*arguments: Any) -> Triple:
+    x, frequencies, weights, _, _, need = arguments[2:]
     return _outputs(x, frequencies, weights, need)
 
 
-def _grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _grad_save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Sequence[Tensor | None]:
     *tensors, ctx.segments, ctx.need = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.set_materialize_grads(False)
+    return tensors
 
 
 def _grad_backward(ctx: Any, *tangents: Tensor | None) -> Any:
     wanted = ctx.needs_input_grad
-    need = _needed(wanted[2:5], BY_X, BY_FREQUENCIES, BY_WEIGHTS) | (BY_BARS if any(wanted[:2]) else 0)
-    tangents = _chosen(tangents, ctx.need, BY_X, BY_FREQUENCIES, BY_WEIGHTS)
+    need = needed(wanted[2:5], *_BITS) | (BY_BARS if any(wanted[:2]) else 0)
+    tangents = chosen(tangents, ctx.need, *_BITS)
     if all(tangent is None for tangent in tangents) or not need:
         return (None,) * 8
     inputs = ctx.saved_tensors
     parts = _second(*tangents, *inputs, ctx.segments, need)
-    chosen = _chosen(parts, need, BY_BARS, BY_BARS, BY_X, BY_FREQUENCIES, BY_WEIGHTS)
-    return (*_cast(chosen, *inputs[:5]), None, None, None)
-
-
-_grad_op = register(
-    f"characteristic_mean_grad(Tensor bar_cosine, Tensor bar_sine, {_PROBLEM}, int need)"
-    " -> (Tensor, Tensor, Tensor)",
-    _grad_run,
-    _grad_fake,
-    _grad_backward,
-    _grad_setup,
-)
+    own = chosen(parts, need, BY_BARS, BY_BARS, *_BITS)
+    return (*_cast(own, *inputs[:5]), None, None, None)
 
 
 # ---- derivatives of <tangents, gradient> by the bars, x, frequencies and weights
@@ -262,10 +231,7 @@ def _second_run(
     segments: int,
     need: int,
 ) -> tuple[Tensor, ...]:
-    parts = _second_fake(
-        *(tangent_x, tangent_frequencies, tangent_weights, bar_cosine, bar_sine),
-        *(x, frequencies, weights, offsets, segments, need),
-    )
+    parts = _second_fake(*(None,) * 5, x, frequencies, weights, offsets, segments, need)
     cosine, sine, *rest = parts
     tangents = {
         "tangent_x": tangent_x,
@@ -284,168 +250,103 @@ def _second_run(
     return parts
 
 
-def _second_fake(
-    tangent_x: Tensor | None,
-    tangent_frequencies: Tensor | None,
-    tangent_weights: Tensor | None,
-    bar_cosine: Tensor | None,
-    bar_sine: Tensor | None,
-    x: Tensor,
-    frequencies: Tensor,
-    weights: Tensor,
-    offsets: Tensor | None,
-    segments: int,
-    need: int,
-) -> tuple[Tensor, ...]:
+def _second_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    x, frequencies, weights, _, segments, need = arguments[5:]
     shape = (segments, frequencies.shape[0]) if need & BY_BARS else (0,)
     dtype = compute_dtype(x.dtype)
     sums = x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
     return (*sums, *_outputs(x, frequencies, weights, need))
 
 
-_second_op = register(
+# ---- the ops, batched and pushed forward
+
+
+def _one_by_one(function: Any, info: Any, dims: Any, *arguments: Any) -> Any:
+    """Batched call by call, for frequencies have no segments into which a batch of them could be folded."""
+    _transforms.refuse_tracing()
+    calls = []
+    for k in range(info.batch_size):
+        pairs = zip(arguments, dims, strict=True)
+        calls.append(function(*(part if dim is None else part.select(dim, k) for part, dim in pairs)))
+    outputs = tuple(torch.stack(parts) for parts in zip(*calls, strict=True))
+    return outputs, (0,) * len(outputs)
+
+
+def _value_jvp(ctx: Any, *tangents: Any) -> Any:
+    if all(tangent is None for tangent in tangents[:3]):
+        return None, None
+    return _tangent(*tangents[:3], *ctx.saved_tensors, ctx.segments)
+
+
+def _grad_jvp(ctx: Any, *tangents: Any) -> Any:
+    bar_cosine, bar_sine, *problem = ctx.saved_tensors
+    bars, moved = tangents[:2], tangents[2:5]
+    parts: list[Tensor | None] = [None, None, None]
+    if any(bar is not None for bar in bars):
+        parts = list(chosen(_grad(*_both(bars), *problem, ctx.segments, ctx.need), ctx.need, *_BITS))
+    if any(tangent is not None for tangent in moved):
+        along = _second(*moved, bar_cosine, bar_sine, *problem, ctx.segments, ctx.need)[2:]
+        parts = [_plus(*pair) for pair in zip(parts, chosen(along, ctx.need, *_BITS), strict=True)]
+    # What was not wanted has no elements, and must have a tangent all the same.
+    return tuple(bar_sine.new_zeros(0) if part is None else part for part in parts)
+
+
+def _tangent_value(*arguments: Any) -> Any:
+    """The derivative of the sums along tangents of x, frequencies and weights: that of Phi by the bars."""
+    tangents, problem, segments = arguments[:3], arguments[3:7], arguments[7]
+    return tuple(_second.registered(*tangents, None, None, *problem, segments, BY_BARS)[:2])
+
+
+def _tangent_backward(ctx: Any, *bars: Tensor | None) -> Any:
+    tangents, problem = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+    moved: tuple[Tensor | None, ...] = (None, None, None)
+    rest = moved
+    need = needed(ctx.needs_input_grad[:3], *_BITS)
+    if need:
+        moved = chosen(_grad(*_both(bars), *problem, ctx.segments, need), need, *_BITS)
+        moved = _cast(moved, *problem[:3])
+    need = needed(ctx.needs_input_grad[3:6], *_BITS)
+    if need:
+        parts = _second(*tangents, *_both(bars), *problem, ctx.segments, need)
+        rest = _cast(chosen(parts[2:], need, *_BITS), *problem[:3])
+    return (*moved, *rest, None, None)
+
+
+characteristic_sums = Op(
+    f"characteristic_mean({_PROBLEM}) -> (Tensor, Tensor)",
+    _value,
+    _value_fake,
+    backward=_value_backward,
+    jvp=_value_jvp,
+    vmap=_one_by_one,
+    save=_value_save,
+)
+"""Weighted sums of cosines and sines, (segments, F) each."""
+_grad = Op(
+    f"characteristic_mean_grad(Tensor bar_cosine, Tensor bar_sine, {_PROBLEM}, int need)"
+    " -> (Tensor, Tensor, Tensor)",
+    _grad_run,
+    _grad_fake,
+    backward=_grad_backward,
+    jvp=_grad_jvp,
+    vmap=_one_by_one,
+    save=_grad_save,
+)
+_second = Op(
     "characteristic_mean_second(Tensor? tangent_x, Tensor? tangent_frequencies, Tensor? tangent_weights, "
     f"Tensor? bar_cosine, Tensor? bar_sine, {_PROBLEM}, int need)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _second_run,
     _second_fake,
-    refuse(_THIRD),
+    backward=refuse(_THIRD),
+    jvp=refuse(_THIRD),
+    vmap=_one_by_one,
 )
-
-
-# ---- the same ops as autograd functions, for torch.func and forward-mode AD
-
-
-def _one_by_one(function: Any) -> Any:
-    """The rule by which an autograd function is batched: call by call, for frequencies have no segments into
-    which a batch of them could be folded."""
-
-    def vmap(info: Any, dims: Any, *arguments: Any) -> Any:
-        _transforms.refuse_tracing()
-        calls = []
-        for k in range(info.batch_size):
-            chosen = [
-                part if dim is None else part.select(dim, k)
-                for part, dim in zip(arguments, dims, strict=True)
-            ]
-            calls.append(_transforms.run(function(), *chosen))
-        outputs = tuple(torch.stack(parts) for parts in zip(*calls, strict=True))
-        return outputs, (0,) * len(outputs)
-
-    return vmap
-
-
-class _Value(torch.autograd.Function):
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _transforms.forward(_value, _value_op, *arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _value_setup(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:4])
-
-    backward = staticmethod(_value_backward)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        if all(tangent is None for tangent in tangents[:3]):
-            return None, None
-        return _transforms.run(_Tangent, *tangents[:3], *ctx.saved_tensors, ctx.segments)
-
-    vmap = staticmethod(_one_by_one(lambda: _Value))
-
-
-class _Grad(torch.autograd.Function):
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _transforms.forward(_grad_run, _grad_op, *arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _grad_setup(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:6])
-
-    backward = staticmethod(_grad_backward)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        bar_cosine, bar_sine, *problem = ctx.saved_tensors
-        bars, moved = tangents[:2], tangents[2:5]
-        bits = (BY_X, BY_FREQUENCIES, BY_WEIGHTS)
-        parts: list[Tensor | None] = [None, None, None]
-        if any(bar is not None for bar in bars):
-            parts = list(_chosen(_grad(*_both(bars), *problem, ctx.segments, ctx.need), ctx.need, *bits))
-        if any(tangent is not None for tangent in moved):
-            along = _second(*moved, bar_cosine, bar_sine, *problem, ctx.segments, ctx.need)[2:]
-            chosen = _chosen(along, ctx.need, *bits)
-            parts = [_plus(*pair) for pair in zip(parts, chosen, strict=True)]
-        # What was not wanted has no elements, and must have a tangent all the same.
-        return tuple(bar_sine.new_zeros(0) if part is None else part for part in parts)
-
-    vmap = staticmethod(_one_by_one(lambda: _Grad))
-
-
-class _Second(torch.autograd.Function):
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _transforms.forward(_second_run, _second_op, *arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    backward = staticmethod(refuse(_THIRD))
-    jvp = staticmethod(refuse(_THIRD))
-    vmap = staticmethod(_one_by_one(lambda: _Second))
-
-
-class _Tangent(torch.autograd.Function):
-    """The derivative of the sums along tangents of x, frequencies and weights: that of Phi by the bars."""
-
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        tangents, problem, segments = arguments[:3], arguments[3:7], arguments[7]
-        return tuple(_second_op(*tangents, None, None, *problem, segments, BY_BARS)[:2])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, ctx.segments = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *bars: Tensor | None) -> Any:
-        if all(bar is None for bar in bars):
-            return (None,) * 8
-        tangents, problem = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        bits = (BY_X, BY_FREQUENCIES, BY_WEIGHTS)
-        moved: tuple[Tensor | None, ...] = (None, None, None)
-        rest = moved
-        need = _needed(ctx.needs_input_grad[:3], *bits)
-        if need:
-            moved = _chosen(_grad(*_both(bars), *problem, ctx.segments, need), need, *bits)
-            moved = _cast(moved, *problem[:3])
-        need = _needed(ctx.needs_input_grad[3:6], *bits)
-        if need:
-            parts = _second(*tangents, *_both(bars), *problem, ctx.segments, need)
-            rest = _cast(_chosen(parts[2:], need, *bits), *problem[:3])
-        return (*moved, *rest, None, None)
-
-    jvp = staticmethod(
-        refuse("characteristic_mean: forward-mode derivatives of forward-mode ones are not offered")
-    )
-    vmap = staticmethod(_one_by_one(lambda: _Tangent))
-
-
-def characteristic_sums(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Weighted sums of cosines and sines, (segments, F) each."""
-    return _transforms.call(_Value, _value_op, *arguments)  # type: ignore[no-any-return]
-
-
-def _grad(*arguments: Any) -> Triple:
-    return _transforms.call(_Grad, _grad_op, *arguments)  # type: ignore[no-any-return]
-
-
-def _second(*arguments: Any) -> tuple[Tensor, ...]:
-    return _transforms.call(_Second, _second_op, *arguments)  # type: ignore[no-any-return]
+_tangent = autograd_function(
+    "characteristic_mean_tangent",
+    _tangent_value,
+    backward=_tangent_backward,
+    jvp=refuse("characteristic_mean: forward-mode derivatives of forward-mode ones are not offered"),
+    vmap=_one_by_one,
+    save=_value_save,
+)

@@ -18,7 +18,7 @@ from torch import Tensor
 from decoct.ops import _transforms
 from decoct.ops._backend import backend_for, compute_dtype, dtype_name, stream_of
 from decoct.ops._memory import result, scratch
-from decoct.ops._registry import Op, autograd_function, refuse
+from decoct.ops._registry import Op, autograd_function, chosen, needed, refuse
 
 __all__ = ["norm"]
 
@@ -176,21 +176,13 @@ def _value_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
     return *inputs[:3], *output[1:]
 
 
-def _needed(wanted: Any, *bits: int) -> int:
-    return sum(bit for bit, want in zip(bits, wanted, strict=True) if want)
-
-
 def _value_backward(ctx: Any, bar: Tensor | None, *others: Any) -> Any:
     nothing = (None,) * 7
-    need = _needed(ctx.needs_input_grad[:3], BY_X, BY_WEIGHT, BY_BIAS)
+    need = needed(ctx.needs_input_grad[:3], BY_X, BY_WEIGHT, BY_BIAS)
     if bar is None or not need:
         return nothing
     parts = _grad(bar, *ctx.saved_tensors, *ctx.static, need)
-    return (*_chosen(parts, need, BY_X, BY_WEIGHT, BY_BIAS), *nothing[3:])
-
-
-def _chosen(parts: tuple[Tensor, ...], need: int, *bits: int) -> tuple[Tensor | None, ...]:
-    return tuple(part if need & bit else None for part, bit in zip(parts, bits, strict=True))
+    return (*chosen(parts, need, BY_X, BY_WEIGHT, BY_BIAS), *nothing[3:])
 
 
 # ---- its gradient: derivatives of <grad, value> by x, weight and bias
@@ -241,12 +233,12 @@ def _grad_save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> tuple[Tensor |
 
 def _grad_backward(ctx: Any, *bars: Tensor | None) -> Any:
     nothing = (None,) * 11
-    need = _needed(ctx.needs_input_grad[:3], BY_GRAD, BY_X, BY_WEIGHT)
-    bars = _chosen(bars, ctx.need, BY_X, BY_WEIGHT, BY_BIAS)  # type: ignore[arg-type]
+    need = needed(ctx.needs_input_grad[:3], BY_GRAD, BY_X, BY_WEIGHT)
+    bars = chosen(bars, ctx.need, BY_X, BY_WEIGHT, BY_BIAS)
     if all(bar is None for bar in bars) or not need:
         return nothing
     parts = _second(*bars, *ctx.saved_tensors, *ctx.static, need)
-    return (*_chosen(parts, need, BY_GRAD, BY_X, BY_WEIGHT), *nothing[3:])
+    return (*chosen(parts, need, BY_GRAD, BY_X, BY_WEIGHT), *nothing[3:])
 
 
 # ---- derivatives of <tangents, gradient> by grad, x and weight
@@ -371,15 +363,15 @@ def _tangent_save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> tuple[Tenso
 
 def _tangent_backward(ctx: Any, bar: Tensor, *others: Any) -> Any:
     tangents, problem = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-    need = _needed(ctx.needs_input_grad[:3], BY_X, BY_WEIGHT, BY_BIAS)
+    need = needed(ctx.needs_input_grad[:3], BY_X, BY_WEIGHT, BY_BIAS)
     moved: tuple[Tensor | None, ...] = (None, None, None)
     if need:
-        moved = _chosen(_grad(bar, *problem, *ctx.static, need), need, BY_X, BY_WEIGHT, BY_BIAS)
-    need = _needed(ctx.needs_input_grad[3:5], BY_X, BY_WEIGHT)
+        moved = chosen(_grad(bar, *problem, *ctx.static, need), need, BY_X, BY_WEIGHT, BY_BIAS)
+    need = needed(ctx.needs_input_grad[3:5], BY_X, BY_WEIGHT)
     rest: tuple[Tensor | None, ...] = (None, None)
     if need:
         parts = _second(*tangents, bar, *problem, *ctx.static, need)
-        rest = _chosen(parts[1:], need, BY_X, BY_WEIGHT)
+        rest = chosen(parts[1:], need, BY_X, BY_WEIGHT)
     return (*moved, *rest, *(None,) * 7)
 
 

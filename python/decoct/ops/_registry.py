@@ -10,7 +10,7 @@ from torch import Tensor
 
 from decoct.ops import _transforms
 
-__all__ = ["KERNEL_SCHEMA", "Op", "autograd_function", "refuse", "register"]
+__all__ = ["KERNEL_SCHEMA", "Op", "autograd_function", "chosen", "needed", "refuse", "register"]
 
 KERNEL_SCHEMA = "str profile, float[] numbers"
 """A kernel among an op's arguments: KernelSpec.packed()."""
@@ -131,6 +131,16 @@ class Op(Generic[R]):
         if not _transforms.unwatched(arguments):
             return self.registered(*arguments)  # type: ignore[no-any-return]
         return (self.function if torch.is_grad_enabled() else self.implementation)(*arguments)
+
+
+def needed(wanted: Any, *bits: int) -> int:
+    """The `need` mask of those bits that are wanted."""
+    return sum(bit for bit, want in zip(bits, wanted, strict=True) if want)
+
+
+def chosen(parts: Any, need: int, *bits: int) -> tuple[Tensor | None, ...]:
+    """What a `need` mask asked for; None in the other places."""
+    return tuple(part if need & bit else None for part, bit in zip(parts, bits, strict=True))
 
 
 def refuse(what: str) -> Callable[..., NoReturn]:
