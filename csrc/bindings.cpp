@@ -306,6 +306,7 @@ void run_mean_bandwidth(const Matrix& x, const Matrix& y, const Matrix& x_offset
   mean_bandwidth(clouds, execution);
 }
 
+#include "barycenter_bindings.inl"
 #include "characteristic_mean_bindings.inl"
 #include "class_gradients_bindings.inl"
 #include "gradient_distance_bindings.inl"
@@ -345,6 +346,7 @@ PYBIND11_MODULE(DECOCT_MODULE, m, py::mod_gil_not_used()) {
         "execution"_a);
   m.def("mean_bandwidth", &run_mean_bandwidth, py::kw_only(), "x"_a, "y"_a, "x_offsets"_a, "y_offsets"_a,
         "bandwidth"_a, "execution"_a);
+  bind_barycenter(m);
   bind_characteristic(m);
   bind_class_gradients(m);
   bind_gradient_distance(m);

@@ -148,6 +148,29 @@ struct SinkhornArguments {
   Matrix grad_x, grad_y;
 };
 
+// Free-support barycentres. Group g has the measures measure_offsets[g] ... and the points point_offsets[g]
+// ...; measure m is rows x_offsets[m] ... of x. Points and masses come with what to begin from. The CPU alone
+// has it: on CUDA it is made of calls of sinkhorn.
+struct BarycenterArguments {
+  Matrix x, a;  // a.data == nullptr: uniform weights
+  const int64_t *x_offsets, *measure_offsets, *point_offsets;
+  int64_t measures, groups;
+  const double* shares;              // (measures): their weights in their group, not negative
+  Matrix points, masses;             // (K, D), (K)
+  bool learned;                      // whether the masses move
+  double first_blur, blur, scaling;  // of the first turn, and by what factor it falls to the last
+  double step;                       // of the way to the barycentric map that points go
+  double tolerance;                  // of their movement
+  double marginal_tolerance;         // of the plans of masses that do not move
+  int iterations, inner_iterations;
+  double *cost, *movement;  // (groups)
+  int64_t* made;            // (groups): turns
+};
+
+void check_barycenter(const BarycenterArguments& arguments, int threads);
+int64_t barycenter_workspace_bytes(const BarycenterArguments& arguments, int threads);
+void barycenter(const BarycenterArguments& arguments, const Execution& execution);
+
 // A distance of two lists of parameter gradients, of every class at once.
 //   row_cosine  sum over rows of 1 - <a, b> / (|a| |b|)     cosine     the same of the list as one row
 //   cosine_l2   row_cosine + sum over rows of |a - b|       sse        |a - b|^2

@@ -64,6 +64,17 @@ void check_images(const Images& m, const char* name) {
 
 }  // namespace
 
+void check_barycenter(const BarycenterArguments& a, int threads) {
+  if (a.measures < 0 || a.groups < 0 || threads < 1)
+    throw std::invalid_argument("barycenter: sizes must not be negative, threads at least 1");
+  check_offsets(a.x_offsets, a.measures, "x_offsets");
+  check_offsets(a.measure_offsets, a.groups, "measure_offsets");
+  check_offsets(a.point_offsets, a.groups, "point_offsets");
+  if (a.x_offsets[a.measures] != a.x.rows || a.measure_offsets[a.groups] != a.measures ||
+      a.point_offsets[a.groups] != a.points.rows)
+    throw std::invalid_argument("barycenter: offsets must end at the rows, the measures and the points");
+}
+
 void check_segment_outer(const SegmentOuterArguments& a, int threads) {
   const Images &in = a.activations, &out = a.gradients;
   const Convolution& c = a.convolution;

@@ -1,5 +1,6 @@
 // The engine of one instruction set: compiled once for each, with -DDECOCT_ISA=generic|avx2|avx512 and its
 // flags.
+#include "barycenter.h"
 #include "characteristic_mean.h"
 #include "class_gradients.h"
 #include "hvp.inl"
@@ -91,6 +92,8 @@ const Engine DECOCT_ENGINE(DECOCT_ISA) = {DECOCT_NAME(DECOCT_ISA),
                                           DECOCT_ISA::segment_outer,
                                           DECOCT_ISA::segment_outer_bytes,
                                           DECOCT_ISA::characteristic,
-                                          DECOCT_ISA::characteristic_workspace};
+                                          DECOCT_ISA::characteristic_workspace,
+                                          DECOCT_ISA::barycenter,
+                                          DECOCT_ISA::barycenter_workspace_bytes};
 }  // namespace cpu
 }  // namespace decoct

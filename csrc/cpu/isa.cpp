@@ -98,6 +98,13 @@ int64_t group_norm_workspace_bytes(NormOp op, const NormShape& shape, DType rows
 void segment_outer(const SegmentOuterArguments& a, const Execution& e) {
   cpu::engine().segment_outer(a, cpu::on_huge_pages(e));
 }
+int64_t barycenter_workspace_bytes(const BarycenterArguments& a, int threads) {
+  check_barycenter(a, threads);
+  return cpu::engine().barycenter_workspace_bytes(a, threads);
+}
+void barycenter(const BarycenterArguments& a, const Execution& e) {
+  cpu::engine().barycenter(a, cpu::on_huge_pages(e));
+}
 Plan plan_segment_outer(const SegmentOuterArguments& a, int threads) {
   check_segment_outer(a, threads);
   Plan plan;

@@ -22,6 +22,8 @@ struct Engine {
   int64_t (*segment_outer_bytes)(const SegmentOuterArguments&);  // of one thread
   void (*characteristic)(const CharacteristicArguments&, const Execution&);
   int64_t (*characteristic_workspace)(const CharacteristicArguments&);
+  void (*barycenter)(const BarycenterArguments&, const Execution&);
+  int64_t (*barycenter_workspace_bytes)(const BarycenterArguments&, int);
 };
 
 extern const Engine engine_generic;

@@ -36,7 +36,7 @@ static void segment_sums_task(void* context, int64_t task, int) {
   for (int64_t d = 0; d < cloud.dim; ++d) out[d] = (T)(sums[d] * scale);
 }
 
-static void run_segment_sums(const Clouds& clouds, const Matrix& out, const Execution& e) {
+[[maybe_unused]] static void run_segment_sums(const Clouds& clouds, const Matrix& out, const Execution& e) {
   const Matrix& x = clouds.x;
   SegmentSumsRun run{clouds, out, (x.columns + kColumnChunk - 1) / kColumnChunk};
   const int threads = x.rows * x.columns < (1 << 15) ? 1 : e.threads;
@@ -84,7 +84,7 @@ static void bandwidth_task(void* context, int64_t c, int) {
   clouds.bandwidth[c] = pooled_bandwidth<T>(clouds, c);
 }
 
-static void run_mean_bandwidth(const Clouds& clouds, const Execution& e) {
+[[maybe_unused]] static void run_mean_bandwidth(const Clouds& clouds, const Execution& e) {
   BandwidthRun run{&clouds};
   cpu::parallel_for(clouds.segments, e.threads, &run,
                     clouds.x.dtype == DType::float64 ? bandwidth_task<double> : bandwidth_task<float>);

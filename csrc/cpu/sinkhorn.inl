@@ -11,6 +11,7 @@
 // 0 and a multiplier h of that mass, P_ij = a_i b_j exp((f_i + g_j + h - C_ij) / eps).
 #pragma once
 #include "partial.inl"
+#include "sums.inl"
 
 namespace decoct {
 namespace DECOCT_ISA {
@@ -35,11 +36,21 @@ static bool keeps_scores(const Sizes& sizes, int64_t n, int64_t m, int64_t bytes
   return sizes.dim >= kSmallDim && (bytes <= kCachedBytes || bytes <= 4 * rows || bytes <= sizes.cost_budget);
 }
 
-// Row stride of kept scores, whichever side the rows are.
+// The side that wants a derivative has the rows: its scores serve once more.
+inline bool rows_of_x(int need) {
+  return (need & kNeedX) || !(need & kNeedY);
+}
+
+// Rows and row stride of kept scores: of all terms, whichever side the rows are.
+struct KeptShape {
+  int64_t rows, stride;
+};
 template <class T>
-int64_t score_stride(int64_t n, int64_t m) {
+KeptShape kept_shape(int64_t n, int64_t m, int need, int terms) {
   const int64_t most = n > m ? n : m;
-  return padded_stride<T>(most < kSmallDim ? kSmallDim : most);
+  const bool crossed = terms == kTermXY, on_x = rows_of_x(need);
+  const int64_t rows = crossed ? (on_x ? n : m) : most, columns = crossed ? (on_x ? m : n) : most;
+  return {rows, padded_stride<T>(columns < kSmallDim ? kSmallDim : columns)};
 }
 
 template <class T>
@@ -50,8 +61,8 @@ static void transport_layout(TransportSegment<T>& p, Arena& arena, const Sizes& 
   rule.splits = 1;
   rule.rows_are_x = rule.x_is_columns = rule.y_is_columns = true;
   segment_layout(p.s, arena, sizes, rule);
-  const int64_t most = rule.n > rule.m ? rule.n : rule.m,
-                kept = most * score_stride<T>(rule.n, rule.m) * (int64_t)sizeof(T);
+  const KeptShape shape = kept_shape<T>(rule.n, rule.m, sizes.need, sizes.terms);
+  const int64_t kept = shape.rows * shape.stride * (int64_t)sizeof(T);
   // Neither grows with the rows alone: bands become higher.
   const int64_t of_x = bands_of(rule.n), of_y = bands_of(rule.m), bands = of_x > of_y ? of_x : of_y;
   for (int side = 0; side < 2; ++side) {
@@ -67,6 +78,19 @@ static void transport_layout(TransportSegment<T>& p, Arena& arena, const Sizes& 
   p.most = arena.take<T>(sizes.dim);
   p.sums = arena.take<double>(sizes.dim);
   p.kept = keeps_scores<T>(sizes, rule.n, rule.m, kept) ? arena.take<T>(kept / sizeof(T)) : nullptr;
+}
+
+// Of one side: 0 for x, 1 for y.
+template <class T>
+static void set_weights(const TransportSegment<T>& p, int side) {
+  const Cloud<T>& cloud = side ? p.s.y : p.s.x;
+  for (int64_t i = 0; i < round_up(cloud.rows, width<double>); ++i) {
+    const double weight = i < cloud.rows ? (double)cloud.weights[i] : 0.0;
+    p.weight[side][i] = weight;
+    p.log_weight[side][i] = weight > 0    ? __builtin_log2(weight)
+                            : weight == 0 ? (double)kNothing<T>
+                                          : __builtin_nan("");
+  }
 }
 
 // |most - least| over the coordinates of all rows: no two are further apart.
@@ -253,7 +277,7 @@ struct SinkhornRun {
       anchor_at_mean(s, a.clouds.kernel, p.sums);
       finite = pack(s, threads);
     }
-    set_weights(p);
+    for (const int side : {0, 1}) set_weights(p, side);
     const double eps = first_eps(p);
     for (const int kind : {kTermXY, kTermXX, kTermYY})
       if (sizes.terms & kind) term(p, c, kind, finite, worker, threads).solve(eps);
@@ -287,19 +311,6 @@ struct SinkhornRun {
     return eps == 0 ? to_power(a.blur) : eps;  // where all rows are one
   }
 
-  static void set_weights(const TransportSegment<T>& p) {
-    for (int side = 0; side < 2; ++side) {
-      const Cloud<T>& cloud = side ? p.s.y : p.s.x;
-      for (int64_t i = 0; i < round_up(cloud.rows, width<double>); ++i) {
-        const double weight = i < cloud.rows ? (double)cloud.weights[i] : 0.0;
-        p.weight[side][i] = weight;
-        p.log_weight[side][i] = weight > 0    ? __builtin_log2(weight)
-                                : weight == 0 ? (double)kNothing<T>
-                                              : __builtin_nan("");
-      }
-    }
-  }
-
   TransportTerm<T> term(TransportSegment<T>& p, int64_t c, int kind, bool finite, int worker,
                         int threads) const {
     const bool squared = a.clouds.kernel.profile == Profile::gaussian;
@@ -318,8 +329,7 @@ struct SinkhornRun {
                               squared ? reach * reach : reach};
     };
     const bool symmetric = kind != kTermXY;
-    // The side that wants a derivative has the rows: its scores serve once more.
-    const bool rows_are_x = symmetric ? kind == kTermXX : (a.need & kNeedX) || !(a.need & kNeedY);
+    const bool rows_are_x = symmetric ? kind == kTermXX : rows_of_x(a.need);
     Transport<T> t{a,
                    p.s,
                    side(rows_are_x),
@@ -327,7 +337,7 @@ struct SinkhornRun {
                    symmetric,
                    finite,
                    p.kept,
-                   score_stride<T>(p.s.n, p.s.m),
+                   kept_shape<T>(p.s.n, p.s.m, sizes.need, sizes.terms).stride,
                    memory + teams * segment_bytes + worker * tile_bytes,
                    tile_bytes,
                    threads};

@@ -16,10 +16,12 @@ from decoct import compat, kernels, ops, reference
 from decoct.capture import Capture, Pair, capture
 from decoct.losses import GradientMatchingLoss, MMDLoss, SinkhornLoss
 from decoct.ops import (
+    Barycenter,
     SinkhornSolution,
     apply_plan,
     characteristic_mean,
     class_gradients,
+    free_support_barycenter,
     gradient_distance,
     gradient_vector_product,
     group_norm,
@@ -39,6 +41,7 @@ from decoct.segments import Segments
 __version__ = "0.1.0"
 
 __all__ = [
+    "Barycenter",
     "Capture",
     "GradientMatchingLoss",
     "MMDLoss",
@@ -51,6 +54,7 @@ __all__ = [
     "characteristic_mean",
     "class_gradients",
     "compat",
+    "free_support_barycenter",
     "gradient_distance",
     "gradient_vector_product",
     "group_norm",

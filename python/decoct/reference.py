@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from decoct._reference_barycenter import free_support_barycenter
 from decoct._reference_gradients import gradient_distance
 from decoct._reference_layers import class_gradients, group_norm, instance_norm, segment_outer
 from decoct._reference_means import characteristic_mean, segment_moments
@@ -25,6 +26,7 @@ __all__ = [
     "apply_plan",
     "characteristic_mean",
     "class_gradients",
+    "free_support_barycenter",
     "gradient_distance",
     "group_norm",
     "instance_norm",

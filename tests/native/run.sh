@@ -30,7 +30,7 @@ compile() {  # output, source, flags...
   fi
 }
 for isa in "${!machine[@]}"; do
-  for unit in engine characteristic_mean class_gradients gradient_distance norm; do
+  for unit in engine barycenter characteristic_mean class_gradients gradient_distance norm; do
     # shellcheck disable=SC2086
     compile "${unit}_$isa" "$root/csrc/cpu/$unit.cpp" -DDECOCT_ISA="$isa" ${machine[$isa]} -ffp-contract=fast
   done
@@ -40,7 +40,10 @@ for test in engine_test characteristic_test gradient_test layers_test norm_test 
   compile "$test" "$root/tests/native/$test.cpp" -O2 -fno-sanitize=all
 done
 for source in "$root"/csrc/cpu/*.cpp "$root"/csrc/*.cpp; do
-  case $source in */engine.cpp | */cpu/characteristic_mean.cpp | */cpu/class_gradients.cpp | */cpu/gradient_distance.cpp | */cpu/norm.cpp | */bindings.cpp) continue ;; esac
+  case $source in
+    */cpu/engine.cpp | */cpu/barycenter.cpp | */cpu/characteristic_mean.cpp | */cpu/class_gradients.cpp) continue ;;
+    */cpu/gradient_distance.cpp | */cpu/norm.cpp | */bindings.cpp) continue ;;
+  esac
   compile "$(basename "$source" .cpp)" "$source"
 done
 for job in "${jobs[@]}"; do wait "$job"; done

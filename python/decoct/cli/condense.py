@@ -42,16 +42,18 @@ KERNELS = (
     "gaussian", "laplacian", "energy", "inverse_multiquadric", "rational_quadratic", "polynomial", "linear",
 )  # fmt: skip
 METRICS = ("row_cosine", "sse", "l1")
-DISTRIBUTION_METHODS = tuple(method for method in METHODS if method not in GRADIENT_METHODS)
+DISTRIBUTION_METHODS = ("mmd", "dm", "sinkhorn")
 # Options that belong to some methods alone.
 BELONGS = {
     "kernel": ("mmd",),
     "bandwidth": ("mmd", "dm"),
-    "blur": ("sinkhorn",),
+    "blur": ("sinkhorn", "wmdd"),
     "reach": ("sinkhorn",),
     "frequencies": ("ncfm",),
     "features": DISTRIBUTION_METHODS,
-    "bf16": DISTRIBUTION_METHODS,
+    "bf16": (*DISTRIBUTION_METHODS, "wmdd"),
+    "masses": ("wmdd",),
+    "pretrain": ("wmdd",),
     "metric": GRADIENT_METHODS,
     "outer": GRADIENT_METHODS,
     "inner": GRADIENT_METHODS,
@@ -75,13 +77,14 @@ def register(subparsers: Any) -> None:
         choices=sorted(METHODS),
         default="mmd",
         help="what is matched: distributions (mmd, the default; dm, sinkhorn; datadam, attention maps of all "
-        "layers; ncfm, characteristic functions), or a network's gradients (dc; "
+        "layers; ncfm, characteristic functions), barycentres of each class in a trained network's features "
+        "(wmdd), or a network's gradients (dc; "
         "dsa, the same under random views; idc, with networks trained on real rows and images that hold "
         "several)",
     )
     add("--kernel", choices=KERNELS, help="kernel of --method mmd (default: gaussian, five lengths)")
     add("--bandwidth", type=_bandwidth, help="length of the kernel: a number, mean (default) or median")
-    add("--blur", type=_positive, help="of --method sinkhorn, in mean distances (default: 0.1)")
+    add("--blur", type=_positive, help="of --method sinkhorn or wmdd, in mean distances (default: 0.1)")
     add(
         "--reach",
         type=_positive,
@@ -93,6 +96,8 @@ def register(subparsers: Any) -> None:
         help="where to compare: identity, convnet (random networks; an MLP on vectors), both, "
         "or weights, as in identity=0.1,convnet=1",
     )
+    add("--masses", choices=["learned", "uniform"], help="of a barycentre's points (default: learned)")
+    add("--pretrain", type=int, help="of --method wmdd: epochs of the network's training (default: 30)")
     add("--metric", choices=METRICS, help="distance of gradients (default: row_cosine; l1 for idc)")
     add(
         "--outer",
@@ -212,7 +217,8 @@ def _recipe(arguments: argparse.Namespace, dataset: Dataset) -> Recipe:
     flip = dataset.name not in NOT_MIRRORED
     recipe = default_recipe(method, dataset.shape, flip=flip)
     names = (
-        *("kernel", "bandwidth", "blur", "reach", "frequencies", "metric", "outer", "inner", "factor"),
+        *("kernel", "bandwidth", "blur", "reach", "frequencies", "masses", "pretrain"),
+        *("metric", "outer", "inner", "factor"),
         *("steps", "lr", "batch_real", "init", "augment", "bf16"),
     )
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
@@ -225,6 +231,8 @@ def _recipe(arguments: argparse.Namespace, dataset: Dataset) -> Recipe:
         raise ValueError(f"--steps must be at least 1, got {recipe.steps}")
     if recipe.outer is not None and recipe.outer < 1:
         raise ValueError(f"--outer must be at least 1, got {recipe.outer}")
+    if recipe.pretrain < 0:
+        raise ValueError(f"--pretrain must not be negative, got {recipe.pretrain}")
     if recipe.factor < 1 or (recipe.factor > 1 and dataset.kind != "image"):
         raise ValueError(f"--factor must be at least 1, and 1 where rows are no images, got {recipe.factor}")
     if recipe.lr is not None and not recipe.lr > 0:

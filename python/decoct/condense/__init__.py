@@ -1,7 +1,7 @@
 """The loop that turns real data and an objective into a small synthetic set."""
 
 from .condenser import Condenser, Phase, Record
-from .pool import FreshNetworks, Pool, TrainedNetworks
+from .pool import FreshNetworks, Pool, PretrainedNetwork, TrainedNetworks
 from .synthetic import MultiFormation, Synthetic
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "MultiFormation",
     "Phase",
     "Pool",
+    "PretrainedNetwork",
     "Record",
     "Synthetic",
     "TrainedNetworks",

@@ -13,7 +13,7 @@ from ..augment import Augmentation, cutmix
 from ..networks import reset
 from ..objectives import Context, Measure, cross_entropy, seeded
 
-__all__ = ["FreshNetworks", "Pool", "TrainedNetworks"]
+__all__ = ["FreshNetworks", "Pool", "PretrainedNetwork", "TrainedNetworks"]
 
 Initialise = Callable[[nn.Module, torch.Generator], object]
 
@@ -138,6 +138,9 @@ class TrainedNetworks(Pool):
     def advance(self, context: Context) -> None:
         if (context.step + 1) % self.keep == 0:
             return  # the next step draws another network
+        self._train(context)
+
+    def _train(self, context: Context) -> None:
         self.net.train()
         devices = [context.synthetic.x.device] if context.synthetic.x.is_cuda else []
         with torch.random.fork_rng(devices=devices):
@@ -218,3 +221,28 @@ class TrainedNetworks(Pool):
         for layer, momentum in zip(norms, kept, strict=True):
             layer.momentum = momentum
             layer.eval()
+
+
+class PretrainedNetwork(TrainedNetworks):
+    """One network for the whole run, trained on the real rows before the first step, then left alone.
+
+    epochs: passes over `real_rows` rows of the source, drawn anew for each, equally many of every group; 0
+    for a network that comes trained, which keeps its weights. The rest as in `TrainedNetworks`.
+    It is in evaluation mode from then on: batch norms use the statistics of the training.
+    """
+
+    def __init__(self, net: nn.Module, *, epochs: int = 30, **options: Any) -> None:
+        super().__init__(net, epochs=epochs, train_on="real", **options)
+
+    def draw(self, context: Context) -> nn.Module:
+        if context.step == 0 and self.epochs > 0:
+            self.initialise(self.net, seeded(context.seed, "network", 0))
+            self.optimiser = self._optimiser()
+            self._train(context)
+        return self.net.eval().requires_grad_(False)
+
+    def advance(self, context: Context) -> None:
+        """The network stays."""
+
+    def settings(self) -> str:
+        return super().settings().replace("TrainedNetworks: kept for 1 steps", "PretrainedNetwork: kept")

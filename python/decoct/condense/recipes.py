@@ -16,6 +16,7 @@ from ..networks import build
 from ..objectives import (
     MMD,
     AttentionFeatures,
+    BarycenterMatch,
     CharacteristicDistance,
     CharacteristicMatch,
     FeatureMap,
@@ -32,7 +33,7 @@ from ..objectives import (
 )
 from ..ops.gradient_distance import Metric
 from .condenser import Condenser, Phase, Record
-from .pool import FreshNetworks, Pool, TrainedNetworks
+from .pool import FreshNetworks, Pool, PretrainedNetwork, TrainedNetworks
 from .synthetic import MultiFormation, Synthetic
 
 __all__ = [
@@ -52,11 +53,13 @@ class Recipe:
 
     method: by distribution matching "mmd" (any kernel), "dm" (linear kernel on network features: distance of
     class means), "sinkhorn" (entropic transport), "datadam" (class means of attention maps) or "ncfm"
-    (characteristic functions at random frequencies); by gradient matching "dc", "dsa" (the same under
-    differentiable siamese augmentation) or "idc" (networks trained on real rows, multi-formation).
-    kernel, bandwidth: of "mmd". blur, reach: of "sinkhorn", in units of the root mean squared distance.
-    power, balance: of "datadam", see `AttentionFeatures`. frequencies, amplitude, phase: of "ncfm", see
-    `CharacteristicMatch` and `CharacteristicDistance`.
+    (characteristic functions at random frequencies); "wmdd" (class-wise Wasserstein barycentres of a trained
+    network's features); by gradient matching "dc", "dsa" (the same under differentiable siamese
+    augmentation) or "idc" (networks trained on real rows, multi-formation).
+    kernel, bandwidth: of "mmd". blur, reach: of "sinkhorn", blur of "wmdd" too, in units of the root mean
+    squared distance. power, balance: of "datadam", see `AttentionFeatures`. frequencies, amplitude, phase: of
+    "ncfm", see `CharacteristicMatch` and `CharacteristicDistance`. masses, statistics: of "wmdd", see
+    `BarycenterMatch`; pretrain: epochs of its network.
     identity, convnet: of distribution matching, weights of the two feature maps, the rows themselves and
     freshly drawn random networks; 0 leaves one out. network: "convnet" or "mlp".
     metric, tensors: of gradient matching, see `GradientMatch`. outer, inner: matching steps that one network
@@ -81,6 +84,9 @@ class Recipe:
     frequencies: int = 1024
     amplitude: float = 0.5
     phase: float = 0.5
+    masses: Literal["learned", "uniform"] = "learned"
+    statistics: float = 0.0
+    pretrain: int = 30
     identity: float = 0.0
     convnet: float = 1.0
     network: str = "convnet"
@@ -173,6 +179,15 @@ def _ncfm(recipe: Recipe) -> Objective:
     return recipe.identity * term(Identity(), "identity") + recipe.convnet * term(network, "network")
 
 
+def _wmdd(recipe: Recipe) -> Objective:
+    return BarycenterMatch(
+        NetFeatures(recipe.chunk, recipe.bf16),
+        weights=recipe.masses,
+        blur=recipe.blur,
+        statistics=recipe.statistics,
+    )
+
+
 def _gradients(recipe: Recipe) -> Objective:
     return GradientMatch(recipe.metric, recipe.tensors)
 
@@ -183,6 +198,7 @@ METHODS: dict[str, Callable[[Recipe], Objective]] = {
     "sinkhorn": _sinkhorn,
     "datadam": _datadam,
     "ncfm": _ncfm,
+    "wmdd": _wmdd,
     "dc": _gradients,
     "dsa": _gradients,
     "idc": _gradients,
@@ -217,6 +233,8 @@ def default_recipe(method: str, shape: Sequence[int], *, flip: bool = False) -> 
         return _gradient_recipe(method, shape, flip)
     if method in ("datadam", "ncfm"):
         return _map_recipe(method, shape)
+    if method == "wmdd":
+        return _barycenter_recipe(shape)
     linear = method != "mmd"
     recipe = Recipe(method=method, identity=0.0 if linear else 0.1, average=0.5)
     if len(shape) != 3:
@@ -238,6 +256,18 @@ def _map_recipe(method: str, shape: Sequence[int]) -> Recipe:
     if max(shape[1:]) <= 12:
         return recipe.replace(lr_per_row=rate, augment=("crop", "scale", "rotate"), chunk=128)
     return recipe.replace(lr_per_row=rate, steps=200)
+
+
+def _barycenter_recipe(shape: Sequence[int]) -> Recipe:
+    """Of wmdd: a row has its own point to come to, so that views are of no use and no step is random."""
+    image, small = len(shape) == 3, max(shape[1:], default=0) <= 12
+    network = "convnet" if image else "mlp"
+    recipe = Recipe(
+        method="wmdd", network=network, augment=(), lr_per_row=0.3, net_momentum=0.9, net_batch=64
+    )
+    return recipe.replace(
+        net_augment=("crop", "scale", "rotate") if image else (), chunk=128 if small else 32
+    )
 
 
 def _gradient_recipe(method: str, shape: Sequence[int], flip: bool) -> Recipe:
@@ -276,6 +306,18 @@ def _gradient_recipe(method: str, shape: Sequence[int], flip: bool) -> Recipe:
 
 
 def _pool(recipe: Recipe, net: nn.Module, counts: Sequence[int]) -> Pool | None:
+    if recipe.method == "wmdd":
+        views = recipe.net_augment
+        return PretrainedNetwork(
+            net,
+            epochs=recipe.pretrain,
+            real_rows=recipe.real_rows,
+            lr=recipe.net_lr,
+            momentum=recipe.net_momentum,
+            weight_decay=recipe.net_decay,
+            batch=recipe.net_batch,
+            augmentation=Augmentation(views, recipe.augment_mode) if views else None,
+        )
     if recipe.method not in GRADIENT_METHODS:
         return FreshNetworks(net) if recipe.convnet > 0 else None
     keep, epochs = recipe.loops(counts)

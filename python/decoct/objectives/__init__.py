@@ -1,6 +1,7 @@
 """What is minimised: objectives over a step's context, discrepancies between measures first among them."""
 
 from .attention import AttentionFeatures
+from .barycenter import BarycenterMatch
 from .characteristic import CharacteristicDistance, CharacteristicMatch
 from .context import Context, seeded
 from .discrepancies import MMD, Sinkhorn
@@ -16,6 +17,7 @@ from .statistic import FeatureMean, Statistic
 __all__ = [
     "MMD",
     "AttentionFeatures",
+    "BarycenterMatch",
     "CharacteristicDistance",
     "CharacteristicMatch",
     "Context",

@@ -60,6 +60,11 @@ class Context:
         self._draws: dict[str, Measure] = {}
         self._groups: list[int] | None = None
 
+    @property
+    def narrow(self) -> bool:
+        """Whether it holds some of the groups alone."""
+        return self._groups is not None
+
     def generator(self, purpose: str) -> torch.Generator:
         return seeded(self.seed, self.step, purpose)
 

@@ -5,6 +5,7 @@ from decoct.ops._backend import backends
 from decoct.ops._memory import release_scratch
 from decoct.ops.apply_plan import apply_plan
 from decoct.ops.bandwidth import mean_bandwidth, median_bandwidth
+from decoct.ops.barycenter import Barycenter, free_support_barycenter
 from decoct.ops.characteristic_mean import characteristic_mean
 from decoct.ops.class_gradients import class_gradients
 from decoct.ops.gradient_distance import gradient_distance
@@ -17,11 +18,13 @@ from decoct.ops.segment_moments import segment_moments
 from decoct.ops.sinkhorn import SinkhornSolution, sinkhorn_divergence, sinkhorn_potentials
 
 __all__ = [
+    "Barycenter",
     "SinkhornSolution",
     "apply_plan",
     "backends",
     "characteristic_mean",
     "class_gradients",
+    "free_support_barycenter",
     "gradient_distance",
     "gradient_vector_product",
     "group_norm",
