@@ -311,6 +311,7 @@ void run_mean_bandwidth(const Matrix& x, const Matrix& y, const Matrix& x_offset
 #include "class_gradients_bindings.inl"
 #include "gradient_distance_bindings.inl"
 #include "norm_bindings.inl"
+#include "per_sample_bindings.inl"
 
 }  // namespace
 
@@ -351,4 +352,5 @@ PYBIND11_MODULE(DECOCT_MODULE, m, py::mod_gil_not_used()) {
   bind_class_gradients(m);
   bind_gradient_distance(m);
   bind_norm(m);
+  bind_per_sample(m);
 }

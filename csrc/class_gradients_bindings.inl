@@ -8,19 +8,38 @@ Images make_images(uintptr_t pointer, const std::array<int64_t, 4>& sizes,
   return images;
 }
 
+Convolution make_convolution(const std::array<int64_t, 9>& numbers) {
+  Convolution c{};
+  for (int k = 0; k < 2; ++k) {
+    c.kernel[k] = numbers[k];
+    c.stride[k] = numbers[2 + k];
+    c.padding[k] = numbers[4 + k];
+    c.dilation[k] = numbers[6 + k];
+  }
+  c.groups = numbers[8];
+  return c;
+}
+
+// A plan for Python, and the check that an execution is one of it.
+py::tuple planned(const Plan& made) {
+  return py::make_tuple(py::array_t<int32_t>((py::ssize_t)made.schedule.size(), made.schedule.data()),
+                        made.workspace_bytes);
+}
+
+void check_plan(const Plan& made, const Execution& execution) {
+  const auto* header = (const ScheduleHeader*)execution.schedule;
+  check(header->words == (int64_t)made.schedule.size() &&
+            std::equal(made.schedule.begin(), made.schedule.end(), execution.schedule),
+        "schedule: made for another call");
+  check(execution.workspace_bytes >= made.workspace_bytes, "workspace: smaller than plan() asked for");
+}
+
 SegmentOuterArguments make_segment_outer(const Images& activations, const Images& gradients,
                                          const Matrix& offsets, const std::array<int64_t, 9>& convolution) {
   SegmentOuterArguments arguments{};
   arguments.activations = activations;
   arguments.gradients = gradients;
-  Convolution& c = arguments.convolution;
-  for (int k = 0; k < 2; ++k) {
-    c.kernel[k] = convolution[k];
-    c.stride[k] = convolution[2 + k];
-    c.padding[k] = convolution[4 + k];
-    c.dilation[k] = convolution[6 + k];
-  }
-  c.groups = convolution[8];
+  arguments.convolution = make_convolution(convolution);
   arguments.segments = offsets.rows - 1;
   arguments.offsets = check_offsets(offsets, "offsets", activations.count);
   const bool wide = activations.dtype == DType::float64 || gradients.dtype == DType::float64;
@@ -30,22 +49,15 @@ SegmentOuterArguments make_segment_outer(const Images& activations, const Images
 
 py::tuple run_plan_segment_outer(const Images& activations, const Images& gradients, const Matrix& offsets,
                                  const std::array<int64_t, 9>& convolution, int threads) {
-  const Plan made =
-      plan_segment_outer(make_segment_outer(activations, gradients, offsets, convolution), threads);
-  return py::make_tuple(py::array_t<int32_t>((py::ssize_t)made.schedule.size(), made.schedule.data()),
-                        made.workspace_bytes);
+  return planned(
+      plan_segment_outer(make_segment_outer(activations, gradients, offsets, convolution), threads));
 }
 
 void run_segment_outer(const Images& activations, const Images& gradients, const MaybeMatrix& weights,
                        const Matrix& offsets, const std::array<int64_t, 9>& convolution, const Matrix& weight,
                        const MaybeMatrix& bias, const Execution& execution) {
   SegmentOuterArguments arguments = make_segment_outer(activations, gradients, offsets, convolution);
-  const Plan made = plan_segment_outer(arguments, execution.threads);
-  const auto* header = (const ScheduleHeader*)execution.schedule;
-  check(header->words == (int64_t)made.schedule.size() &&
-            std::equal(made.schedule.begin(), made.schedule.end(), execution.schedule),
-        "schedule: made for another call");
-  check(execution.workspace_bytes >= made.workspace_bytes, "workspace: smaller than plan() asked for");
+  check_plan(plan_segment_outer(arguments, execution.threads), execution);
   const Convolution& c = arguments.convolution;
   const int64_t patch = activations.channels / c.groups * c.kernel[0] * c.kernel[1];
   for (const Images* images : {&activations, &gradients})

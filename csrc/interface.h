@@ -311,6 +311,36 @@ Plan plan_segment_outer(const SegmentOuterArguments& arguments, int threads);
 void check_segment_outer(const SegmentOuterArguments& arguments, int threads);
 void segment_outer(const SegmentOuterArguments& arguments, const Execution& execution);
 
+// What a layer has multiplied: a and d of every image, as above.
+struct LayerPair {
+  Images activations, gradients;
+  Convolution convolution;
+  DType type;  // float64, or float32 for all others
+};
+void check_layer_pair(const LayerPair& pair, int threads);
+
+// Squared norms of the gradients G_i and g_i that each image alone gives the weight and the bias.
+struct ImageSquaresArguments {
+  LayerPair pair;
+  Matrix weight, bias;  // (N, 1) each; bias.data == nullptr: not wanted
+};
+
+// Pointers to numbers are not read.
+Plan plan_image_squares(const LayerPair& pair, int threads);
+void image_squares(const ImageSquaresArguments& arguments, const Execution& execution);
+
+// Inner products of such gradients: gram_ij = <G_i, H_j>, and with the bias + <g_i, h_j>.
+struct ImageGramArguments {
+  LayerPair x, y;  // of one convolution, channels and type; of images of any size
+  bool self;       // whether y is x, and not given
+  bool bias;
+  Matrix gram;  // (N, M)
+};
+
+Plan plan_image_gram(const ImageGramArguments& arguments, int threads);
+void check_image_gram(const ImageGramArguments& arguments, int threads);
+void image_gram(const ImageGramArguments& arguments, const Execution& execution);
+
 // Weighted sums over the rows i of every segment s, t_ij = <x_i, f_j>,
 //   cosine_sj = sum_i w_i cos t_ij,   sine_sj = sum_i w_i sin t_ij,
 // and the derivatives of two orders of the form Phi = sum_sj (bar_cosine cosine + bar_sine sine)_sj.

@@ -119,4 +119,25 @@ std::vector<int32_t> characteristic_schedule(const CharacteristicArguments& a, i
   return words;
 }
 
+void check_layer_pair(const LayerPair& pair, int threads) {
+  const int64_t ends[] = {0, pair.activations.count};
+  SegmentOuterArguments a{};
+  a.activations = pair.activations;
+  a.gradients = pair.gradients;
+  a.convolution = pair.convolution;
+  a.offsets = ends;
+  a.segments = 1;
+  check_segment_outer(a, threads);
+}
+
+void check_image_gram(const ImageGramArguments& a, int threads) {
+  check_layer_pair(a.x, threads);
+  if (a.self) return;
+  check_layer_pair(a.y, threads);
+  if (a.x.activations.channels != a.y.activations.channels ||
+      a.x.gradients.channels != a.y.gradients.channels)
+    throw std::invalid_argument("y: expected the channels of x");
+  if (a.x.type != a.y.type) throw std::invalid_argument("y: expected the type of x");
+}
+
 }  // namespace decoct

@@ -13,6 +13,7 @@ import gradients
 import layers
 import means
 import norms
+import samplewise
 import transport
 from decoct import reference
 from decoct.kernels import (
@@ -239,6 +240,7 @@ OPS: dict[str, Op] = {
         *norms.OPS,
         *layers.OPS,
         *means.OPS,
+        *samplewise.OPS,
     )
 }
 CASES = [(op.name, sample.name) for op in OPS.values() for sample in op.samples()]

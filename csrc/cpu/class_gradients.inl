@@ -75,11 +75,16 @@ struct OuterShape {
     block = divide_evenly(channels, larger(most, 1));
     const int64_t others = larger(a.segments * c.groups * panels, 1);
     const int64_t wanted = divide_up(channels, divide_up(kWantedTasks, others));
-    block = smaller(block, divide_evenly(channels, larger(wanted, divide_up(kLeastColumns, taps))));
+    set_block(divide_evenly(channels, larger(wanted, divide_up(kLeastColumns, taps))));
+  }
+
+  // No more channels than these.
+  void set_block(int64_t most) {
+    block = smaller(block, most);
     blocks = block ? divide_up(channels, block) : 1;
     // Not a power of two: the pixels of a channel would fight for few sets of the cache.
     pitch = interleaved ? round_up(block, width<T>) + width<T> : left_rows * left_columns;
-    left = direct ? 0 : plane * (interleaved ? pitch : block);
+    left = direct ? 0 : images * left_rows * left_columns * (interleaved ? pitch : block);
     right = kPositions * panel<T>;
     sums = block * taps * panel<T>;
   }
@@ -211,12 +216,14 @@ class OuterTask {
     with_bias_ = block == 0 && a_.bias.data;
   }
 
-  void run() {
+  void run() { write(add_up(a_.offsets[segment_], a_.offsets[segment_ + 1])); }
+
+  // The sums over images [image, end) to scratch; whether there were any terms.
+  bool add_up(int64_t image, int64_t end) {
     set_offsets();
     const Images& out = a_.gradients;
     bool add = false;
-    const int64_t end = a_.offsets[segment_ + 1];
-    for (int64_t image = a_.offsets[segment_]; image < end; image += s_.images)
+    for (; image < end; image += s_.images)
       for (int64_t y = 0; y < out.height; y += s_.rows)
         for (int64_t x = 0; x < out.width; x += s_.columns) {
           const OuterChunk chunk{image, smaller(s_.images, end - image),
@@ -228,8 +235,15 @@ class OuterTask {
                            scratch_.offsets, scratch_.right, scratch_.sums, add);
           add = true;
         }
-    write(add);
+    return add;
   }
+
+  // What add_up has left: columns of G, a row of `row()` outputs each, of which the last ones may be zeros.
+  const T* sums() const { return scratch_.sums; }
+  int64_t columns() const { return channels_ * s_.taps; }
+  int64_t row() const { return vectors_ * width<T>; }
+  const double* bias() const { return with_bias_ ? bias_ : nullptr; }
+  int64_t numbers() const { return (columns() + with_bias_) * row(); }  // with the bias
 
  private:
   static OuterScratch<T> carve(const OuterRun<T>& run, int worker) {

@@ -6,6 +6,7 @@
 #include "hvp.inl"
 #include "isa.h"
 #include "norm.h"
+#include "per_sample.h"
 #include "sinkhorn.inl"
 
 namespace decoct {
@@ -91,6 +92,10 @@ const Engine DECOCT_ENGINE(DECOCT_ISA) = {DECOCT_NAME(DECOCT_ISA),
                                           DECOCT_ISA::gradient_distance,
                                           DECOCT_ISA::segment_outer,
                                           DECOCT_ISA::segment_outer_bytes,
+                                          DECOCT_ISA::image_squares,
+                                          DECOCT_ISA::image_squares_bytes,
+                                          DECOCT_ISA::image_gram,
+                                          DECOCT_ISA::image_gram_bytes,
                                           DECOCT_ISA::characteristic,
                                           DECOCT_ISA::characteristic_workspace,
                                           DECOCT_ISA::barycenter,

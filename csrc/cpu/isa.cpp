@@ -98,6 +98,12 @@ int64_t group_norm_workspace_bytes(NormOp op, const NormShape& shape, DType rows
 void segment_outer(const SegmentOuterArguments& a, const Execution& e) {
   cpu::engine().segment_outer(a, cpu::on_huge_pages(e));
 }
+void image_squares(const ImageSquaresArguments& a, const Execution& e) {
+  cpu::engine().image_squares(a, cpu::on_huge_pages(e));
+}
+void image_gram(const ImageGramArguments& a, const Execution& e) {
+  cpu::engine().image_gram(a, cpu::on_huge_pages(e));
+}
 int64_t barycenter_workspace_bytes(const BarycenterArguments& a, int threads) {
   check_barycenter(a, threads);
   return cpu::engine().barycenter_workspace_bytes(a, threads);
@@ -105,18 +111,31 @@ int64_t barycenter_workspace_bytes(const BarycenterArguments& a, int threads) {
 void barycenter(const BarycenterArguments& a, const Execution& e) {
   cpu::engine().barycenter(a, cpu::on_huge_pages(e));
 }
-Plan plan_segment_outer(const SegmentOuterArguments& a, int threads) {
-  check_segment_outer(a, threads);
+void characteristic(const CharacteristicArguments& a, const Execution& e) {
+  cpu::engine().characteristic(a, cpu::on_huge_pages(e));
+}
+
+// Of kernels whose work follows from their arguments.
+static Plan plan_of(int64_t workspace_bytes) {
   Plan plan;
   plan.schedule.resize(sizeof(ScheduleHeader) / 4);
   auto& header = *(ScheduleHeader*)plan.schedule.data();
   header.version = kScheduleVersion;
   header.words = (int32_t)plan.schedule.size();
-  plan.workspace_bytes = cpu::engine().segment_outer_bytes(a) * threads;
+  plan.workspace_bytes = workspace_bytes;
   return plan;
 }
-void characteristic(const CharacteristicArguments& a, const Execution& e) {
-  cpu::engine().characteristic(a, cpu::on_huge_pages(e));
+Plan plan_segment_outer(const SegmentOuterArguments& a, int threads) {
+  check_segment_outer(a, threads);
+  return plan_of(cpu::engine().segment_outer_bytes(a) * threads);
+}
+Plan plan_image_squares(const LayerPair& pair, int threads) {
+  check_layer_pair(pair, threads);
+  return plan_of(cpu::engine().image_squares_bytes(pair) * threads);
+}
+Plan plan_image_gram(const ImageGramArguments& a, int threads) {
+  check_image_gram(a, threads);
+  return plan_of(cpu::engine().image_gram_bytes(a, threads));
 }
 Plan plan_characteristic(const CharacteristicArguments& a, int threads) {
   Plan plan;

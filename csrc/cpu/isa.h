@@ -20,6 +20,10 @@ struct Engine {
   void (*gradient_distance)(const GradientArguments&, const Execution&);
   void (*segment_outer)(const SegmentOuterArguments&, const Execution&);
   int64_t (*segment_outer_bytes)(const SegmentOuterArguments&);  // of one thread
+  void (*image_squares)(const ImageSquaresArguments&, const Execution&);
+  int64_t (*image_squares_bytes)(const LayerPair&);  // of one thread
+  void (*image_gram)(const ImageGramArguments&, const Execution&);
+  int64_t (*image_gram_bytes)(const ImageGramArguments&, int threads);
   void (*characteristic)(const CharacteristicArguments&, const Execution&);
   int64_t (*characteristic_workspace)(const CharacteristicArguments&);
   void (*barycenter)(const BarycenterArguments&, const Execution&);

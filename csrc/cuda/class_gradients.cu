@@ -1,5 +1,5 @@
 // How class gradients are cut into blocks, and their launches.
-#include "class_gradients.cuh"
+#include "layer_problem.h"
 
 #include <algorithm>
 #include <cstring>
@@ -12,29 +12,9 @@ constexpr int32_t kOuterVersion = 1;
 constexpr int64_t kWantedBlocks = 1024;    // several for each multiprocessor
 constexpr int64_t kLeastPositions = 2048;  // of a part
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
-struct OuterCuts {
-  int64_t outputs, channels, patch, output_tiles, patch_tiles, slab_stride;
-
-  explicit OuterCuts(const SegmentOuterArguments& a) {
-    const Convolution& c = a.convolution;
-    outputs = a.gradients.channels / c.groups;
-    channels = a.activations.channels / c.groups;
-    patch = channels * c.kernel[0] * c.kernel[1];
-    const Shape shape = a.type == DType::float64 ? outer_shape<double> : outer_shape<float>;
-    output_tiles = ceil_div(outputs, tile_rows(shape));
-    // The first one adds the bias too.
-    patch_tiles = std::max<int64_t>(ceil_div(patch, tile_columns(shape)), 1);
-    slab_stride = a.gradients.channels * (patch + 1);
-  }
-};
-
 // The schedule: the header, the segments, the tasks. `slabs`: how many.
 std::vector<int32_t> make_schedule(const SegmentOuterArguments& a, int64_t& slabs) {
-  const OuterCuts cuts(a);
+  const OuterCuts cuts(a.activations, a.gradients, a.convolution, a.type);
   const int64_t tiles = std::max<int64_t>(a.convolution.groups * cuts.output_tiles * cuts.patch_tiles, 1);
   const int64_t positions = std::max<int64_t>(a.gradients.height * a.gradients.width, 1);
   const int64_t most = std::max({ceil_div(kLeastPositions, positions),
@@ -62,19 +42,9 @@ std::vector<int32_t> make_schedule(const SegmentOuterArguments& a, int64_t& slab
   return words;
 }
 
-OuterImages images_of(const Images& m) {
-  const bool last = m.channels > 1 && m.strides[1] == 1 && (m.width == 1 || m.strides[3] != 1);
-  return {m.data,  m.strides[0], (int32_t)m.strides[1], (int32_t)m.strides[2], (int32_t)m.strides[3],
-          m.dtype, last};
-}
-
 template <class T>
 OuterProblem<T> problem_of(const SegmentOuterArguments& a, const Execution& e) {
-  const OuterCuts cuts(a);
-  const Convolution& c = a.convolution;
-  OuterProblem<T> p{};
-  p.a = images_of(a.activations);
-  p.d = images_of(a.gradients);
+  OuterProblem<T> p = layer_problem<T>(a.activations, a.gradients, a.convolution, a.type);
   p.weights = (const T*)a.weights.data;
   p.segments = (const OuterSegment*)(e.device_schedule + sizeof(ScheduleHeader) / 4);
   p.tasks = (const OuterTask*)(p.segments + a.segments);
@@ -83,23 +53,6 @@ OuterProblem<T> problem_of(const SegmentOuterArguments& a, const Execution& e) {
   p.slabs = (T*)e.workspace;
   p.weight_stride = a.weight.stride;
   p.bias_stride = a.bias.stride;
-  p.slab_stride = cuts.slab_stride;
-  p.height = (int32_t)a.activations.height;
-  p.width = (int32_t)a.activations.width;
-  p.made_height = (int32_t)a.gradients.height;
-  p.made_width = (int32_t)a.gradients.width;
-  for (int k = 0; k < 2; ++k) {
-    p.kernel[k] = (int32_t)c.kernel[k];
-    p.stride[k] = (int32_t)c.stride[k];
-    p.padding[k] = (int32_t)c.padding[k];
-    p.dilation[k] = (int32_t)c.dilation[k];
-  }
-  p.channels = (int32_t)cuts.channels;
-  p.outputs = (int32_t)cuts.outputs;
-  p.patch = (int32_t)cuts.patch;
-  p.groups = (int32_t)c.groups;
-  p.output_tiles = (int32_t)cuts.output_tiles;
-  p.patch_tiles = (int32_t)cuts.patch_tiles;
   return p;
 }
 
@@ -141,7 +94,9 @@ Plan plan_segment_outer(const SegmentOuterArguments& a, int threads) {
   Plan plan;
   int64_t slabs = 0;
   plan.schedule = cuda::make_schedule(a, slabs);
-  plan.workspace_bytes = slabs * cuda::OuterCuts(a).slab_stride * (a.type == DType::float64 ? 8 : 4);
+  plan.workspace_bytes = slabs *
+                         cuda::OuterCuts(a.activations, a.gradients, a.convolution, a.type).slab_stride *
+                         (a.type == DType::float64 ? 8 : 4);
   return plan;
 }
 

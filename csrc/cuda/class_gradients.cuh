@@ -251,20 +251,27 @@ struct OuterBlock {
                          : p.slabs + task.slab * p.slab_stride + (int64_t)p.groups * p.outputs * p.patch;
   }
 
-  // Through shared memory, which nobody reads any more: every place of a step has its sum there.
-  DECOCT_DEVICE void write_bias(const T (&sums)[kLeft]) const {
+  // Output first_output + thread's bias, 0 where there is none. Through shared memory, which nobody reads any
+  // more: every place of a step has its sum there.
+  DECOCT_DEVICE double bias_of_thread(const T (&sums)[kLeft]) const {
     T* slots = (T*)stages;
     with_constant(p.d.channels_last, [&](auto along_rows) {
       Left<decltype(along_rows)::value>().each(
           [&](int k, int row, int position) { slots[row * kStep + position] = sums[k]; });
     });
     sync_block();
-    const int row = thread_index(), output = first_output + row;
-    if (row >= Tile::kRows || output >= p.outputs) return;
+    const int row = thread_index();
+    if (row >= Tile::kRows || first_output + row >= p.outputs) return 0;
     double total = 0;
     for (int position = 0; position < kStep; ++position)
       total += (double)slots[row * kStep + (position + row) % kStep];
-    bias_target()[group * p.outputs + output] = (T)total;
+    return total;
+  }
+
+  DECOCT_DEVICE void write_bias(const T (&sums)[kLeft]) const {
+    const double total = bias_of_thread(sums);
+    const int row = thread_index(), output = first_output + row;
+    if (row < Tile::kRows && output < p.outputs) bias_target()[group * p.outputs + output] = (T)total;
   }
 
   DECOCT_DEVICE void write(const T (&sums)[Tile::kM][Tile::kN][4]) const {
@@ -284,21 +291,19 @@ struct OuterBlock {
   }
 };
 
+// Adds all positions of a block's images to its tile of G, and d alone to what becomes the bias.
 template <class A>
-DECOCT_KERNEL outer_kernel(OuterProblem<typename A::T> p) {
+DECOCT_DEVICE void add_positions(OuterBlock<A>& block, bool with_bias,
+                                 typename A::T (&sums)[OuterBlock<A>::Tile::kM][OuterBlock<A>::Tile::kN][4],
+                                 typename A::T (&bias)[OuterBlock<A>::kLeft]) {
   using Block = OuterBlock<A>;
   using T = typename A::T;
   using Tile = typename Block::Tile;
-  Shared shared;
-  const int tiles = p.groups * p.output_tiles * p.patch_tiles;
-  Block block(p, p.tasks[block_index() / tiles], shared, block_index() % tiles);
-  const bool with_bias = p.bias && block.first_column == 0;
   const int64_t steps = block.steps();
   block.set_taps();
   if (steps > 0) block.set_places(0);
   sync_block();
-  T outputs[Block::kLeft] = {}, patches[Block::kRight] = {}, bias[Block::kLeft] = {};
-  T sums[Tile::kM][Tile::kN][4] = {};
+  T outputs[Block::kLeft] = {}, patches[Block::kRight] = {};
   // Of the step before it, each pass stores what came, and of the one before that it forms the products.
   for (int64_t step = 0; step <= steps; ++step) {
     if (step < steps) block.fetch(step, outputs, patches);
@@ -316,6 +321,19 @@ DECOCT_KERNEL outer_kernel(OuterProblem<typename A::T> p) {
     }
     sync_block();
   }
+}
+
+template <class A>
+DECOCT_KERNEL outer_kernel(OuterProblem<typename A::T> p) {
+  using Block = OuterBlock<A>;
+  using T = typename A::T;
+  using Tile = typename Block::Tile;
+  Shared shared;
+  const int tiles = p.groups * p.output_tiles * p.patch_tiles;
+  Block block(p, p.tasks[block_index() / tiles], shared, block_index() % tiles);
+  const bool with_bias = p.bias && block.first_column == 0;
+  T bias[Block::kLeft] = {}, sums[Tile::kM][Tile::kN][4] = {};
+  add_positions<A>(block, with_bias, sums, bias);
   block.write(sums);
   if (with_bias) block.write_bias(bias);
 }

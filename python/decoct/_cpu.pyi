@@ -243,6 +243,39 @@ class Images:
 def plan_segment_outer(
     *, activations: Images, gradients: Images, offsets: Matrix, convolution: list[int], threads: int
 ) -> tuple[npt.NDArray[np.int32], int]: ...
+def plan_image_squares(
+    *, activations: Images, gradients: Images, convolution: list[int], threads: int
+) -> tuple[npt.NDArray[np.int32], int]: ...
+def image_squares(
+    *,
+    activations: Images,
+    gradients: Images,
+    convolution: list[int],
+    weight: Matrix,
+    bias: Matrix | None,
+    execution: Execution,
+) -> None: ...
+def plan_image_gram(
+    *,
+    activations: Images,
+    gradients: Images,
+    other_activations: Images | None,
+    other_gradients: Images | None,
+    convolution: list[int],
+    bias: bool,
+    threads: int,
+) -> tuple[npt.NDArray[np.int32], int]: ...
+def image_gram(
+    *,
+    activations: Images,
+    gradients: Images,
+    other_activations: Images | None,
+    other_gradients: Images | None,
+    convolution: list[int],
+    bias: bool,
+    gram: Matrix,
+    execution: Execution,
+) -> None: ...
 def segment_outer(
     *,
     activations: Images,

@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["class_gradients", "group_norm", "instance_norm", "segment_outer"]
+__all__ = [
+    "class_gradients",
+    "clipped_gradient_sum",
+    "gradient_gram",
+    "group_norm",
+    "image_gram",
+    "image_squares",
+    "instance_norm",
+    "per_sample_gradients",
+    "per_sample_norms",
+    "segment_outer",
+]
 
 
 def segment_outer(
@@ -100,3 +111,91 @@ def group_norm(
 def instance_norm(x: Tensor, *parameters: Tensor | None, **options: Any) -> Tensor:
     """Twin of :func:`decoct.instance_norm`."""
     return group_norm(x, x.shape[1], *parameters, **options)
+
+
+def sample_gradients(a: Tensor, d: Tensor, convolution: Sequence[int], bias: bool = True) -> Tensor:
+    """(N, size): the weight gradient, and with `bias` that of the bias, that each image alone gives."""
+    weight, shift = segment_outer(a, d, offsets=range(a.shape[0] + 1), convolution=convolution, bias=bias)
+    return torch.cat([weight.flatten(1), shift], 1)
+
+
+def image_squares(
+    a: Tensor, d: Tensor, *, convolution: Sequence[int], bias: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Squared norms of the weight gradient of each image, and of the bias gradient."""
+    weight = sample_gradients(a, d, convolution, False).square().sum(1)
+    return weight, d.sum((2, 3)).square().sum(1) if bias else weight[:0]
+
+
+def image_gram(
+    a: Tensor,
+    d: Tensor,
+    b: Tensor | None = None,
+    e: Tensor | None = None,
+    *,
+    convolution: Sequence[int],
+    bias: bool = True,
+) -> Tensor:
+    """Inner products of the gradients of single images."""
+    x = sample_gradients(a, d, convolution, bias)
+    return x @ (x if b is None or e is None else sample_gradients(b, e, convolution, bias)).T
+
+
+def per_sample_gradients(
+    net: torch.nn.Module,
+    x: Tensor,
+    targets: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    create_graph: bool = False,
+) -> list[Tensor]:
+    """(N, `*parameter.shape`) for each parameter with `requires_grad`: one pass for each sample."""
+    wanted = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    rows = []
+    for row, target in zip(x.split(1), targets.split(1), strict=True):
+        value = loss(net(row), target)
+        found = torch.autograd.grad(value, wanted, create_graph=create_graph, allow_unused=True)
+        rows.append([torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found, strict=True)])
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def per_sample_norms(
+    net: torch.nn.Module, x: Tensor, targets: Tensor, *, per_layer: bool = False, **options: Any
+) -> Tensor:
+    """Twin of :func:`decoct.per_sample_norms`, from the network itself."""
+    squares = torch.stack(
+        [g.flatten(1).square().sum(1) for g in per_sample_gradients(net, x, targets, **options)]
+    )
+    return (squares if per_layer else squares.sum(0)).sqrt()
+
+
+def clipped_gradient_sum(
+    net: torch.nn.Module,
+    x: Tensor,
+    targets: Tensor,
+    *,
+    max_grad_norm: float | Sequence[float],
+    **options: Any,
+) -> list[Tensor]:
+    """Twin of :func:`decoct.clipped_gradient_sum` without noise, from the network itself."""
+    gradients = per_sample_gradients(net, x, targets, **options)
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients])
+    if not isinstance(max_grad_norm, Sequence):
+        norms = norms.norm(dim=0).expand_as(norms)
+        max_grad_norm = [max_grad_norm] * len(gradients)
+    factors = [(c / (row + 1e-6)).clamp(max=1) for c, row in zip(max_grad_norm, norms, strict=True)]
+    return [torch.einsum("n,n...->...", f, g) for f, g in zip(factors, gradients, strict=True)]
+
+
+def gradient_gram(
+    net: torch.nn.Module,
+    x: Tensor,
+    targets: Tensor,
+    y: Tensor | None = None,
+    y_targets: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """Twin of :func:`decoct.gradient_gram`, from the network itself."""
+    left = torch.cat([g.flatten(1) for g in per_sample_gradients(net, x, targets, **options)], 1)
+    if y is None or y_targets is None:
+        return left @ left.T
+    return left @ torch.cat([g.flatten(1) for g in per_sample_gradients(net, y, y_targets, **options)], 1).T

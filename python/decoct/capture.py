@@ -44,6 +44,7 @@ class Pair:
         does not matter.
     row_gradients : of a :class:`decoct.networks.FusedNorm`, the derivatives by the weight and the bias that
         each sample sees, (N, C) each; the op computes them in its own pass. Empty for other layers.
+    differentiable : whether :meth:`Capture.backward` was asked for what can be differentiated again.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Pair:
     output_gradient: Tensor | None = None
     row_edges: tuple[Any, ...] = field(default=(), repr=False)
     row_gradients: tuple[Tensor | None, ...] = ()
+    differentiable: bool = field(default=False, repr=False)
 
     @property
     def is_norm(self) -> bool:
@@ -165,6 +167,7 @@ class Capture:
         self.pairs: list[Pair] = []
         self._own: dict[nn.Module, dict[str, nn.Parameter]] = {}  # what stand-ins have taken the place of
         self._uses: list[Any] = []  # graph nodes through which known layers use their parameters
+        self._root: Tensor | None = None  # stands for the graph of what went backward
         self._handles: list[Any] = []
 
     def __iter__(self) -> Iterator[Pair]:
@@ -250,6 +253,7 @@ class Capture:
                     f"capture: the input of layer {pair.name!r} was changed in place after it was used; make "
                     "that operation out of place"
                 )
+        self._root = loss
         if not self.pairs:
             return
         edges = [edge for pair in self.pairs for edge in (pair.edge, *pair.row_edges)]
@@ -266,6 +270,13 @@ class Capture:
                 None if edge is None else next(left) for edge in (pair.edge, *pair.row_edges)
             )
             pair.row_gradients = tuple(of_rows)
+            pair.differentiable = create_graph
+
+    @property
+    def missed(self) -> set[nn.Parameter]:
+        """Parameters of the network by which no pair gives the loss's gradient; see :meth:`unrecorded`. Of
+        the loss that :meth:`backward` was given; empty before it."""
+        return set() if self._root is None else self.unrecorded(self._root)
 
     def unrecorded(self, output: Tensor) -> set[nn.Parameter]:
         """Parameters of the network on which `output` depends by a use that no pair has: in layers of other

@@ -16,9 +16,21 @@ from torch import Tensor
 
 from decoct._reference_barycenter import free_support_barycenter
 from decoct._reference_gradients import gradient_distance
-from decoct._reference_layers import class_gradients, group_norm, instance_norm, segment_outer
+from decoct._reference_layers import (
+    class_gradients,
+    clipped_gradient_sum,
+    gradient_gram,
+    group_norm,
+    image_gram,
+    image_squares,
+    instance_norm,
+    per_sample_gradients,
+    per_sample_norms,
+    segment_outer,
+)
 from decoct._reference_means import characteristic_mean, segment_moments
 from decoct.kernels import Kernel, resolve
+from decoct.ops._kernel_values import distances, kernel_values
 from decoct.ops.sinkhorn import SinkhornSolution
 from decoct.segments import host_offsets
 
@@ -26,9 +38,13 @@ __all__ = [
     "apply_plan",
     "characteristic_mean",
     "class_gradients",
+    "clipped_gradient_sum",
     "free_support_barycenter",
     "gradient_distance",
+    "gradient_gram",
     "group_norm",
+    "image_gram",
+    "image_squares",
     "instance_norm",
     "kernel_matrix",
     "kernel_matvec",
@@ -36,6 +52,8 @@ __all__ = [
     "mean_bandwidth",
     "median_bandwidth",
     "mmd",
+    "per_sample_gradients",
+    "per_sample_norms",
     "segment_moments",
     "segment_outer",
     "sinkhorn_divergence",
@@ -48,35 +66,11 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     return (x[:, None, :] - y[None, :, :]).square().sum(-1)
 
 
-def distances(d2: Tensor) -> Tensor:
-    """Square roots whose derivatives are all 0 at 0, and NaN at NaN."""
-    zero = d2 == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, d2).sqrt())
-
-
 def kernel_matrix(x: Tensor, y: Tensor, kernel: Kernel | str = "gaussian", bandwidth: Any = 1.0) -> Tensor:
     """K (N, M) with K[i, j] = k(x_i, y_j) for rows x (N, D), y (M, D) and one length."""
     kernel = resolve(kernel)
-    profile, parameter, offset, degree, scales = kernel.spec(x.shape[1])
-    if profile == "linear":
-        return x @ y.T
-    if profile == "polynomial":
-        return (parameter * (x @ y.T) + offset) ** degree
-    d2 = squared_distances(x, y)
-    if profile == "energy":
-        return -distances(d2)
-    total = torch.zeros_like(d2)
-    for scale in scales:
-        s2 = scale * torch.as_tensor(bandwidth, dtype=d2.dtype) ** 2
-        if profile == "gaussian":
-            total = total + torch.exp(-d2 / (2 * s2))
-        elif profile == "laplacian":
-            total = total + torch.exp(-distances(d2) / s2.sqrt())
-        elif profile == "inverse_multiquadric":
-            total = total + (1 + d2 / s2) ** -0.5
-        elif profile == "rational_quadratic":
-            total = total + (1 + d2 / (2 * parameter * s2)) ** -parameter
-    return total
+    d2 = squared_distances(x, y) if kernel.translation_invariant else None
+    return kernel_values(kernel.spec(x.shape[1]), bandwidth, x @ y.T if d2 is None else None, d2)
 
 
 def mean_bandwidth(x: Tensor, y: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ from throughput import Prediction
 
 CAPABILITIES = (80, 90)
 KERNELS_AT_MOST = (
-    141  # 81 over pairs, which take the time to compile, 24 over rows, 20 over images, 16 over lists
+    165  # 81 over pairs, which take the time to compile, 24 over rows, 44 over images, 16 over lists
 )
 WARPS_OF_MULTIPROCESSOR = 64
 
@@ -84,6 +84,16 @@ CEILINGS = {
     "outer<Float64>": 168,
     "outer<Tf32x3>": 204,
     "outer<*>": 168,
+    "squares<Float64>": 168,
+    "squares<*>": 240,
+    "instantiate<Float64>": 168,
+    "instantiate<*>": 240,
+    "single_gram<*>": 255,
+    "tile_gram<Float64>": 150,
+    "tile_gram<*>": 210,
+    "single_squares<*>": 72,
+    "add_squares<*>": 62,
+    "add_slabs<*>": 62,
     "combine<*>": 62,
     "pack<*>": 184,
     "finish<*>": 156,
@@ -100,6 +110,9 @@ CEILINGS = {
     "gradient_second<*, first>": 84,
     "gradient_second<*>": 124,
 }
+
+# Kernels on the layers of a network, one for each arithmetic, in square tiles.
+LAYER_KINDS = ("outer", "squares", "instantiate", "single_gram", "tile_gram")
 
 COUNTED = {
     "HMMA TF32": r"HMMA\.1688\.F32\.TF32",
@@ -125,7 +138,8 @@ def expected_kernels() -> list[str]:
         names += [f"score<{arithmetic}, {s}, {p}>" for s in shapes for p in ("gaussian", "others")]
         names += [f"product<{arithmetic}, {s}>" for s in dict.fromkeys([*shapes, "medium"])]
         names.append(f"hvp<{arithmetic}, medium>")
-        names += [f"transport<{arithmetic}>", f"outer<{arithmetic}>", f"characteristic_product<{arithmetic}>"]
+        kinds = ("transport", *LAYER_KINDS, "characteristic_product")
+        names += [f"{kind}<{arithmetic}>" for kind in kinds]
         names += [f"characteristic<{arithmetic}, {op}>" for op in ("value", "grad", "second")]
         widths = [] if double else [32, 64, 128, 256]
         names += [f"fused<{arithmetic}, {w}, {p}>" for w in widths for p in ("gaussian", "others")]
@@ -134,6 +148,7 @@ def expected_kernels() -> list[str]:
         rows = ("anchor", "pack", "pack_tangents", "pack_vectors", "segment_sums", "finish")
         names += [f"{kind}<{number}>" for kind in rows]
         names += [f"{kind}<{number}>" for kind in ("box", "begin", "kept", "step", "end", "combine")]
+        names += [f"{kind}<{number}>" for kind in ("single_squares", "add_squares", "add_slabs")]
         names += [
             f"norm_{kind}<{number}, {k}>" for kind in ("value", "grad", "second") for k in ("kept", "again")
         ]
@@ -188,7 +203,7 @@ def least_counts(name: str) -> dict[str, int]:
     kind = name.partition("<")[0]
     arguments = name.partition("<")[2].rstrip(">").split(", ")
     least: dict[str, int] = {}
-    square = ("transport", "outer", "characteristic", "characteristic_product")
+    square = ("transport", *LAYER_KINDS, "characteristic", "characteristic_product")
     tensor = kind in ("score", "fused", "product", "hvp", *square)
     if tensor and arguments[0] not in ("Float64", "Differences"):
         fused = kind == "fused"

@@ -28,6 +28,8 @@ void launch(void (*kernel)(Parameters...), const Launch& l, const Arguments&...)
 #include "characteristic_mean.cu"
 #include "class_gradients.cu"
 #include "gradient_distance.cu"
+#include "image_gram.cu"
+#include "image_squares.cu"
 #include "norm.cu"
 #include "pairs_bfloat16.cu"
 #include "pairs_float64.cu"
@@ -60,6 +62,18 @@ void launch_pairs(Profile profile) {
       PairKernels<A>::fused({problem, round, nullptr});
     }
   }
+}
+
+template <class A>
+void launch_layers() {
+  OuterProblem<typename A::T> outer{};
+  outer.groups = outer.output_tiles = outer.patch_tiles = 1;
+  launch_outer<A>(outer, 1, nullptr);
+  launch_squares<A>(outer, 1, true, nullptr, nullptr);
+  launch_tiles<A>(outer, 1, true, 0, 1, nullptr, nullptr);
+  GramProblem<typename A::T> gram{};
+  launch_single_gram<A>(gram, 1, nullptr);
+  launch_products<A>(gram, {nullptr, nullptr, 1, 1}, 1, false, nullptr, nullptr);
 }
 
 template <class T>
@@ -99,12 +113,17 @@ void launch_others() {
   OuterProblem<T> outer{};
   outer.groups = outer.output_tiles = outer.patch_tiles = outer.slab_stride = 1;
   launch_combine<T>(outer, 1, nullptr);
+  launch_single<T>(outer, 1, {}, {}, nullptr);
+  launch_sums<T>(outer, 1, nullptr, {}, {}, nullptr);
+  GramProblem<T> gram{};
+  gram.n = gram.m = 1;
+  launch_slabs<T>(gram, 1, nullptr, nullptr);
   if constexpr (sizeof(T) == 8) {
-    launch_outer<Scalar<double>>(outer, 1, nullptr);
+    launch_layers<Scalar<double>>();
   } else {
-    launch_outer<Tf32>(outer, 1, nullptr);
-    launch_outer<Tf32x3>(outer, 1, nullptr);
-    launch_outer<Bfloat16>(outer, 1, nullptr);
+    launch_layers<Tf32>();
+    launch_layers<Tf32x3>();
+    launch_layers<Bfloat16>();
   }
 }
 

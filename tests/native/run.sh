@@ -29,22 +29,21 @@ compile() {  # output, source, flags...
     jobs=("${jobs[@]:1}")
   fi
 }
+# Compiled once for each instruction set; all else once.
+units=" engine barycenter characteristic_mean class_gradients gradient_distance image_gram image_squares norm "
 for isa in "${!machine[@]}"; do
-  for unit in engine barycenter characteristic_mean class_gradients gradient_distance norm; do
+  for unit in $units; do
     # shellcheck disable=SC2086
     compile "${unit}_$isa" "$root/csrc/cpu/$unit.cpp" -DDECOCT_ISA="$isa" ${machine[$isa]} -ffp-contract=fast
   done
 done
 # The naive sums are most of the time and nothing of the engine: without checks, and faster.
-for test in engine_test characteristic_test gradient_test layers_test norm_test transport_test; do
+for test in engine_test characteristic_test gradient_test layers_test norm_test per_sample_test transport_test; do
   compile "$test" "$root/tests/native/$test.cpp" -O2 -fno-sanitize=all
 done
 for source in "$root"/csrc/cpu/*.cpp "$root"/csrc/*.cpp; do
-  case $source in
-    */cpu/engine.cpp | */cpu/barycenter.cpp | */cpu/characteristic_mean.cpp | */cpu/class_gradients.cpp) continue ;;
-    */cpu/gradient_distance.cpp | */cpu/norm.cpp | */bindings.cpp) continue ;;
-  esac
-  compile "$(basename "$source" .cpp)" "$source"
+  name=$(basename "$source" .cpp)
+  [[ $name == bindings || $units == *" $name "* ]] || compile "$name" "$source"
 done
 for job in "${jobs[@]}"; do wait "$job"; done
 "$cxx" "${flags[@]}" "$build"/*.o -o "$build/engine_test"

@@ -6,7 +6,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/isas.sh"
 for isa in "${!machine[@]}"; do
-  for unit in engine class_gradients gradient_distance norm; do
+  for unit in engine class_gradients gradient_distance image_gram image_squares norm; do
     # shellcheck disable=SC2086
     "${CXX:-g++}" -std=c++17 -O1 -fPIC -DDECOCT_ISA="$isa" ${machine[$isa]} \
       -c "$here/../../csrc/cpu/$unit.cpp" -o "$1/$unit-$isa.o"

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoct.ops import _transforms
 from decoct.ops._backend import (
     Execution,
     as_matrix,
@@ -25,6 +24,7 @@ from decoct.ops._backend import (
     readable,
 )
 from decoct.ops._registry import Op, autograd_function, chosen, needed, refuse
+from decoct.ops._transforms import one_by_one
 
 __all__ = ["characteristic_sums"]
 
@@ -258,18 +258,7 @@ def _second_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return (*sums, *_outputs(x, frequencies, weights, need))
 
 
-# ---- the ops, batched and pushed forward
-
-
-def _one_by_one(function: Any, info: Any, dims: Any, *arguments: Any) -> Any:
-    """Batched call by call, for frequencies have no segments into which a batch of them could be folded."""
-    _transforms.refuse_tracing()
-    calls = []
-    for k in range(info.batch_size):
-        pairs = zip(arguments, dims, strict=True)
-        calls.append(function(*(part if dim is None else part.select(dim, k) for part, dim in pairs)))
-    outputs = tuple(torch.stack(parts) for parts in zip(*calls, strict=True))
-    return outputs, (0,) * len(outputs)
+# ---- the ops, pushed forward; frequencies have no segments that a batch of them could be folded into
 
 
 def _value_jvp(ctx: Any, *tangents: Any) -> Any:
@@ -318,7 +307,7 @@ characteristic_sums = Op(
     _value_fake,
     backward=_value_backward,
     jvp=_value_jvp,
-    vmap=_one_by_one,
+    vmap=one_by_one,
     save=_value_save,
 )
 """Weighted sums of cosines and sines, (segments, F) each."""
@@ -329,7 +318,7 @@ _grad = Op(
     _grad_fake,
     backward=_grad_backward,
     jvp=_grad_jvp,
-    vmap=_one_by_one,
+    vmap=one_by_one,
     save=_grad_save,
 )
 _second = Op(
@@ -340,13 +329,13 @@ _second = Op(
     _second_fake,
     backward=refuse(_THIRD),
     jvp=refuse(_THIRD),
-    vmap=_one_by_one,
+    vmap=one_by_one,
 )
 _tangent = autograd_function(
     "characteristic_mean_tangent",
     _tangent_value,
     backward=_tangent_backward,
     jvp=refuse("characteristic_mean: forward-mode derivatives of forward-mode ones are not offered"),
-    vmap=_one_by_one,
+    vmap=one_by_one,
     save=_value_save,
 )

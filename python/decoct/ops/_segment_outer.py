@@ -31,7 +31,7 @@ from decoct.ops._backend import (
 )
 from decoct.ops._registry import Op
 
-__all__ = ["LINEAR", "outputs_of", "segment_outer"]
+__all__ = ["LINEAR", "describe", "kernel_dtype", "outputs_of", "segment_outer"]
 
 LINEAR = (1, 1, 1, 1, 0, 0, 1, 1, 1)
 """A linear layer as a convolution: kernel, stride, padding, dilation (height and width of each), groups."""
@@ -39,7 +39,8 @@ LINEAR = (1, 1, 1, 1, 0, 0, 1, 1, 1)
 _OFFSETS = "Tensor? offsets, SymInt segments, int[] convolution"
 
 
-def _dtype(first: Tensor, second: Tensor) -> torch.dtype:
+def kernel_dtype(first: Tensor, second: Tensor) -> torch.dtype:
+    """What products of these two are computed in."""
     return compute_dtype(torch.promote_types(first.dtype, second.dtype))
 
 
@@ -74,7 +75,8 @@ def _plan(
     return schedule, schedule.to(device), int(workspace)
 
 
-def _describe(images: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], str]:
+def describe(images: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], str]:
+    """Sizes, strides and dtype: what a plan depends on."""
     return tuple(images.shape), images.stride(), dtype_name(images.dtype)
 
 
@@ -93,7 +95,7 @@ def _outer(
     engine = backend_for("segment_outer", a.device)
     host = offsets_or_uniform(offsets, a.shape[0], segments)
     threads = torch.get_num_threads()
-    described = _describe(a), _describe(d)
+    described = describe(a), describe(d)
     planned = _plan(engine, described, host.numpy().tobytes(), tuple(convolution), threads, a.device)
     execution = Execution.of_plan(engine, a.device, *planned, threads)
     weights = None if w is None else w.to(weight_out.dtype).contiguous()
@@ -120,7 +122,7 @@ def _outer_fake(
     bias: bool,
 ) -> tuple[Tensor, Tensor]:
     patch = a.shape[1] // convolution[8] * convolution[0] * convolution[1]
-    dtype = _dtype(a, d)
+    dtype = kernel_dtype(a, d)
     outputs = d.shape[1]
     return (
         a.new_empty((segments, outputs, patch), dtype=dtype),
@@ -134,7 +136,7 @@ def _outer_save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> list[Tensor |
 
 
 def _per_image(w: Tensor | None, images: Tensor) -> Tensor:
-    return images if w is None else w.to(_dtype(w, images))[:, None, None, None] * images
+    return images if w is None else w.to(kernel_dtype(w, images))[:, None, None, None] * images
 
 
 def _outer_backward(ctx: Any, weight_bar: Tensor | None, bias_bar: Tensor | None) -> Any:
@@ -252,7 +254,7 @@ def _convolve_fake(
     convolution: Sequence[int],
 ) -> Tensor:
     height, width = (outputs_of(a.shape[2 + k], k, convolution) for k in range(2))
-    return a.new_empty((a.shape[0], weight.shape[1], height, width), dtype=_dtype(a, weight))
+    return a.new_empty((a.shape[0], weight.shape[1], height, width), dtype=kernel_dtype(a, weight))
 
 
 def _convolve_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> list[Tensor | None]:
@@ -353,7 +355,7 @@ def _transposed_fake(
     size: Sequence[int],
 ) -> Tensor:
     channels = weight.shape[2] // (convolution[0] * convolution[1]) * convolution[8]
-    return d.new_empty((d.shape[0], channels, *size), dtype=_dtype(d, weight))
+    return d.new_empty((d.shape[0], channels, *size), dtype=kernel_dtype(d, weight))
 
 
 def _transposed_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> list[Tensor | None]:

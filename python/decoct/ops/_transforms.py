@@ -31,6 +31,7 @@ __all__ = [
     "batched",
     "fold",
     "needs_gradient",
+    "one_by_one",
     "public",
     "pushed_once",
     "refuse_tracing",
@@ -186,3 +187,16 @@ def batched(
 ) -> tuple[Any, Any]:
     """The vmap rule of a function that is batched by folding."""
     return unfold(info.batch_size, function(*fold(layout, info.batch_size, dims, arguments)))
+
+
+def one_by_one(function: Callable[..., Any], info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
+    """The vmap rule of a function whose batch cannot be folded: a call for each."""
+    refuse_tracing()
+    calls = []
+    for k in range(info.batch_size):
+        pairs = zip(arguments, dims, strict=True)
+        calls.append(function(*(part if dim is None else part.select(dim, k) for part, dim in pairs)))
+    if isinstance(calls[0], Tensor):
+        return torch.stack(calls), 0
+    outputs = tuple(torch.stack(parts) for parts in zip(*calls, strict=True))
+    return outputs, (0,) * len(outputs)
