@@ -156,7 +156,7 @@ def _gram_jvp(ctx: Any, *tangents: Any) -> Any:
         parts: list[Any] = [a, d, *other]
         parts[k] = dot
         # The bias has no part of the activations.
-        part = image_gram(*parts, ctx.convolution, ctx.bias and k % 2 == 1)
+        part = _op(*parts, ctx.convolution, ctx.bias and k % 2 == 1)
         moved.append(part + part.T if b is None else part)
     return functools.reduce(torch.add, moved)
 
