@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -34,6 +35,21 @@ def test_no_row_moves_a_clipped_sum_by_more(counts: list[int], d: int, limit: fl
         by = torch.linalg.vector_norm(total - decoct.segment_moments(changed, **options), dim=1)
         assert float(by.max()) <= limit * (1 + 1e-9)
         assert int((by > 0).sum()) <= 1  # of its own segment
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_plain_means(dtype: torch.dtype) -> None:
+    """Linear in the rows: right means, and one over the rows of the segment as gradient."""
+    x = rows(43, 5).to(dtype).requires_grad_()
+    ends = [0, 3, 3, 10, 41, 43]
+    means = decoct.segment_moments(x, x_offsets=ends)
+    for c, (begin, end) in enumerate(itertools.pairwise(ends)):
+        expected = x[begin:end].double().sum(0) / max(end - begin, 1)
+        torch.testing.assert_close(means[c].double(), expected, rtol=1e-6, atol=1e-7)
+    (gradient,) = torch.autograd.grad(means.sum(), x)
+    assert gradient.dtype == dtype
+    each = torch.tensor([1 / 3] * 3 + [1 / 7] * 7 + [1 / 31] * 31 + [1 / 2] * 2)
+    torch.testing.assert_close(gradient, each.to(dtype)[:, None].expand(43, 5), rtol=1e-2, atol=0)
 
 
 def test_short_rows_are_left_alone() -> None:
