@@ -204,7 +204,7 @@ def test_compiled_transforms_raise() -> None:
     compiled = torch.compile(
         torch.func.grad(lambda v: decoct.characteristic_mean(v, f)[0].sum()), fullgraph=True, backend="eager"
     )
-    with pytest.raises(Exception, match="under torch.func cannot be traced".replace(".", r"\.")):
+    with pytest.raises(Exception, match=r"torch\.func cannot be traced"):
         compiled(x)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -81,14 +81,12 @@ class BarycenterMatch(Objective):
         if context.net is None:
             raise RuntimeError("BarycenterMatch: the context holds no network; give the Condenser a pool")
         synthetic = context.synthetic_view()
-        if self.points is None:
+        if self.points is None and not context.narrow:
             self._prepare(context, synthetic)
-        assert self.points is not None
-        assert self.masses is not None
-        if context.narrow or not torch.equal(synthetic.groups, cast(Tensor, self._groups)):
+        if self.points is None or self.masses is None or not torch.equal(synthetic.groups, self._groups):
             raise RuntimeError(
                 "BarycenterMatch: each step must hold all synthetic rows, as many as the barycentres have "
-                f"points ({len(self.points)}), got {len(synthetic)}: no batch_synthetic, joint updates"
+                f"points, got {len(synthetic)}: no batch_synthetic, joint updates"
             )
         points, masses = (part.to(synthetic.x) for part in (self.points, self.masses))
         with _norm_statistics(context.net if self.statistics else None, masses) as missed:

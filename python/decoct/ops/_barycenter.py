@@ -28,9 +28,9 @@ from decoct.ops._sinkhorn import _implementation as solve
 
 __all__ = ["Options", "barycenter"]
 
-FREE = 1e-4
-"""The reach, over blur, at which a marginal counts for nothing."""
-EXACT = 1e-6
+FREE = {torch.float64: 1e-6, torch.float32: 1e-4}
+"""The reach, over blur, at which a marginal counts for nothing: by its square, of what is returned for it."""
+EXACT = {torch.float64: 1e-13, torch.float32: 1e-6}
 """How closely the first marginal is met where the second is free: one step would do it but for its averaging
 with the one before."""
 
@@ -214,8 +214,8 @@ class _Turns:
         settings = Settings(
             2,
             blur,
-            reach_y=FREE * blur if options.learned else math.inf,
-            tolerance=EXACT if options.learned else options.marginal_tolerance,
+            reach_y=FREE[self.x.dtype] * blur if options.learned else math.inf,
+            tolerance=EXACT[self.x.dtype] if options.learned else options.marginal_tolerance,
             max_iterations=(100 if options.learned else options.inner_iterations) + (64 if cold else 0),
         )
         g = torch.zeros_like(self.g) if self.g is not None and options.learned else self.g
@@ -234,7 +234,7 @@ class _Turns:
         made, options, copies = self.made, self.options, self.copies
         _, log_marginals, gradient = self.plans(blur)
         marginals = copies.total(copies.shares * log_marginals.exp())
-        there = marginals > 0
+        there = marginals != 0
         way = copies.total(copies.shares[:, None] * gradient) / torch.where(there, marginals, 1.0)[:, None]
         moving = self.moving[self.group] & there
         old = made.points.clone()
@@ -260,7 +260,7 @@ class _Turns:
     def _weigh(self, log_marginals: Tensor) -> None:
         """Masses as the plan of the only measure has them."""
         masses, moving = self.made.masses, self.moving[self.group]
-        share = torch.where(masses > 0, self.copies.total(log_marginals.exp()), 0.0)
+        share = torch.where(masses != 0, self.copies.total(log_marginals.exp()), 0.0)
         whole = totals(share.double(), *self._of_groups)
         share = share / spread(torch.where(whole == 0, 1.0, whole), *self._rows_of_groups)
         masses.copy_(torch.where(moving, share, masses))
