@@ -22,6 +22,7 @@ import layer_mutants
 import memory_mutants
 import norm_mutants
 import number_mutants
+import sample_mutants
 from mutant import Mutant
 
 HERE = Path(__file__).resolve().parent
@@ -160,6 +161,7 @@ def main(words: list[str]) -> int:
         memory_mutants,
         norm_mutants,
         number_mutants,
+        sample_mutants,
     )
     known = [mutant for module in modules for mutant in module.MUTANTS]
     mutants = [m for m in known if not words or words[0] in m.name]

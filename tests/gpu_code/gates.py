@@ -92,7 +92,7 @@ CEILINGS = {
     "tile_gram<Float64>": 150,
     "tile_gram<*>": 210,
     "single_squares<*>": 72,
-    "add_squares<*>": 62,
+    "add_squares<*>": 84,
     "add_slabs<*>": 62,
     "combine<*>": 62,
     "pack<*>": 184,
