@@ -7,6 +7,10 @@
 
 namespace decoct {
 
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
 enum class DType : int32_t { float32, float64, float16, bfloat16, int64, int32, uint8 };
 
 // Row-major rows with unit stride inside a row; `stride` counts elements from one row to the next.

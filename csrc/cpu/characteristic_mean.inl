@@ -36,9 +36,6 @@ constexpr int64_t kParallelPairs = int64_t{1} << 15;  // times D
 DECOCT_INLINE int64_t least(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
-constexpr int64_t parts_of(int64_t whole, int64_t part) {
-  return (whole + part - 1) / part;
-}
 
 // run(task) for every task.
 template <class Run>
@@ -143,7 +140,7 @@ class Characteristic {
   }
 
   void clear(const Points<T>& points, int64_t rows) const {
-    share_out(parts_of(rows, kTileHeight), threads_, [=](int64_t part) {
+    share_out(ceil_div(rows, kTileHeight), threads_, [=](int64_t part) {
       const int64_t first = part * kTileHeight, count = least(rows - first, kTileHeight);
       std::memset(points.data + first * points.stride, 0, count * points.stride * sizeof(T));
     });
@@ -170,7 +167,7 @@ class Characteristic {
     if (a_.out_frequencies.data && !s_.f_sums.data) f_out_.data += j_ * f_out_.stride;
     if (f_out_.data) clear(f_out_, columns_);
     if (s_.sums) std::memset(s_.sums, 0, a_.segments * 2 * kPanelColumns * sizeof(double));
-    share_out(parts_of(columns_, panel<T>), threads_, [this](int64_t part) {
+    share_out(ceil_div(columns_, panel<T>), threads_, [this](int64_t part) {
       const int64_t first = part * panel<T>, count = least(columns_ - first, panel<T>);
       pack(a_.frequencies, j_ + first, count, s_.f, first);
       pack_panels(s_.f.data, s_.stride, columns_, a_.dim(), s_.panels, part, part + 1);
@@ -194,7 +191,7 @@ class Characteristic {
   // ---- a panel
 
   void run_panel() {
-    const int64_t tile_rows = parts_of(rows_, kTileHeight), tile_columns = parts_of(columns_, kColumns);
+    const int64_t tile_rows = ceil_div(rows_, kTileHeight), tile_columns = ceil_div(columns_, kColumns);
     share_out(tile_rows, threads_, [this](int64_t r) {
       const int64_t first = r * kTileHeight, count = least(rows_ - first, kTileHeight);
       pack(a_.x, i_ + first, count, s_.x, first);
@@ -202,9 +199,9 @@ class Characteristic {
     });
     share_out(tile_rows * tile_columns, threads_,
               [=](int64_t task) { run_tile(task / tile_columns, task % tile_columns); });
-    const int64_t chunks = parts_of(s_.stride, kProductColumns);
+    const int64_t chunks = ceil_div(s_.stride, kProductColumns);
     const int64_t of_x = x_out_.data ? tile_rows * chunks : 0;
-    const int64_t of_f = f_out_.data ? parts_of(columns_, kTileHeight) * chunks : 0;
+    const int64_t of_f = f_out_.data ? ceil_div(columns_, kTileHeight) * chunks : 0;
     share_out(of_x + of_f, threads_, [=](int64_t task) {
       if (task < of_x)
         add_to_rows(task / chunks * kTileHeight, task % chunks * kProductColumns);

@@ -40,9 +40,6 @@ DECOCT_INLINE int64_t smaller(int64_t a, int64_t b) {
 DECOCT_INLINE int64_t larger(int64_t a, int64_t b) {
   return a > b ? a : b;
 }
-constexpr int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 // How a call is cut up; sizes of scratch are in elements.
 template <class T>
@@ -61,8 +58,8 @@ struct OuterShape {
     outputs = out.channels / c.groups;
     channels = in.channels / c.groups;
     taps = c.kernel[0] * c.kernel[1];
-    vectors = divide_up(outputs, width<T>);
-    panels = divide_up(vectors, kTileVectors);
+    vectors = ceil_div(outputs, width<T>);
+    panels = ceil_div(vectors, kTileVectors);
     columns = larger(divide_evenly(out.width, kPositions), 1);
     rows = larger(divide_evenly(out.height, larger(kPositions / columns, 1)), 1);
     images = rows < out.height || columns < out.width ? 1 : larger(kPositions / (rows * columns), 1);
@@ -74,14 +71,14 @@ struct OuterShape {
     const int64_t most = smaller(kMostColumns / taps, kLeftBytes / (int64_t)sizeof(T) / larger(plane, 1));
     block = divide_evenly(channels, larger(most, 1));
     const int64_t others = larger(a.segments * c.groups * panels, 1);
-    const int64_t wanted = divide_up(channels, divide_up(kWantedTasks, others));
-    set_block(divide_evenly(channels, larger(wanted, divide_up(kLeastColumns, taps))));
+    const int64_t wanted = ceil_div(channels, ceil_div(kWantedTasks, others));
+    set_block(divide_evenly(channels, larger(wanted, ceil_div(kLeastColumns, taps))));
   }
 
   // No more channels than these.
   void set_block(int64_t most) {
     block = smaller(block, most);
-    blocks = block ? divide_up(channels, block) : 1;
+    blocks = block ? ceil_div(channels, block) : 1;
     // Not a power of two: the pixels of a channel would fight for few sets of the cache.
     pitch = interleaved ? round_up(block, width<T>) + width<T> : left_rows * left_columns;
     left = direct ? 0 : images * left_rows * left_columns * (interleaved ? pitch : block);
@@ -91,7 +88,7 @@ struct OuterShape {
 
   // The size of equal parts of at most `most`.
   static int64_t divide_evenly(int64_t whole, int64_t most) {
-    return whole ? divide_up(whole, divide_up(whole, most)) : 0;
+    return whole ? ceil_div(whole, ceil_div(whole, most)) : 0;
   }
 };
 

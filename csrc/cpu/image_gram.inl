@@ -56,9 +56,9 @@ struct GramShape {
     const int64_t x_rows = factored ? larger(x_positions, 1) : 1;
     const int64_t rows = larger(smaller(n * x_rows / kGramTasks, kMostRows), kLeastRows);
     row_images = larger(rows / x_rows, 1);
-    row_blocks = divide_up(n, row_images);
+    row_blocks = ceil_div(n, row_images);
     columns = round_up(factored ? m * y_positions : m, width<T>);
-    panels = divide_up(columns, panel<T>);
+    panels = ceil_div(columns, panel<T>);
     const int64_t most = kTileBytes / (int64_t)sizeof(T) / larger(n + m, 1) / (panel<T> * x.taps);
     const int64_t block = larger(smaller(smaller(x.block, y.block), most), 1);
     x.set_block(block);
@@ -375,7 +375,7 @@ static void run_image_gram(const ImageGramArguments& a, const Execution& e) {
       cpu::parallel_for(s.row_blocks, threads, &run, factored_rows<T>);
       continue;
     }
-    const int64_t images = s.columns / width<T> + (a.self ? 0 : divide_up(s.n, width<T>));
+    const int64_t images = s.columns / width<T> + (a.self ? 0 : ceil_div(s.n, width<T>));
     for (run.tile = 0; run.tile < s.tiles; ++run.tile) {
       cpu::parallel_for(images, threads, &run, instantiate_images<T>);
       cpu::parallel_for(s.row_blocks * s.panels, threads, &run, add_tile<T>);

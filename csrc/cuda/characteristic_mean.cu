@@ -7,10 +7,6 @@ namespace decoct {
 namespace cuda {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 // Carves arrays out of the workspace; with base == nullptr it only counts.
 struct Carver {
   char* base;

@@ -18,10 +18,6 @@ inline Plan plan_of(int64_t workspace_bytes) {
   return plan;
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 struct OuterCuts {
   int64_t outputs, channels, patch, output_tiles, patch_tiles, slab_stride;
 

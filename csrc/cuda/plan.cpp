@@ -15,9 +15,6 @@ namespace {
 constexpr int64_t kEnoughBlocks = 1024;               // of one launch, where the problem has so many tiles
 constexpr int64_t kChunkRows = 16, kMostChunks = 64;  // of preparation, for one side of a segment
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 int64_t round_up(int64_t a, int64_t b) {
   return ceil_div(a, b) * b;
 }

@@ -64,8 +64,9 @@ def free_support_barycenter(
 
     for blur in blurs[:-1]:
         found, _ = plans(blur**2)
-        sums = sum(share * plan.T @ x for (x, _, share), plan in zip(measures, found, strict=True))
-        mass = sum(share * plan.sum(0) for (_, _, share), plan in zip(measures, found, strict=True))
+        pairs = list(zip(measures, found, strict=True))
+        sums = torch.stack([share * plan.T @ x for (x, _, share), plan in pairs]).sum(0)
+        mass = torch.stack([share * plan.sum(0) for (_, _, share), plan in pairs]).sum(0)
         moved = step * (sums / mass[:, None] - points)
         movement = (masses @ moved.square().sum(1) / masses.sum()).sqrt()
         points = points + moved

@@ -83,7 +83,13 @@ class BarycenterMatch(Objective):
         synthetic = context.synthetic_view()
         if self.points is None and not context.narrow:
             self._prepare(context, synthetic)
-        if self.points is None or self.masses is None or not torch.equal(synthetic.groups, self._groups):
+        groups = self._groups
+        if (
+            self.points is None
+            or self.masses is None
+            or groups is None
+            or not torch.equal(synthetic.groups, groups)
+        ):
             raise RuntimeError(
                 "BarycenterMatch: each step must hold all synthetic rows, as many as the barycentres have "
                 f"points, got {len(synthetic)}: no batch_synthetic, joint updates"
@@ -91,7 +97,7 @@ class BarycenterMatch(Objective):
         points, masses = (part.to(synthetic.x) for part in (self.points, self.masses))
         with _norm_statistics(context.net if self.statistics else None, masses) as missed:
             found = self.features(context, synthetic.x, False)
-        value = (masses * (found - points).square().sum(1)).sum()
+        value: Tensor = (masses * (found - points).square().sum(1)).sum()
         context.terms[self.name] = value.detach()
         for term in missed():
             value = value + self.statistics * term

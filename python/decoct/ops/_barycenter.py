@@ -52,7 +52,7 @@ class Options(NamedTuple):
     def unpacked(cls, numbers: Sequence[float]) -> Options:
         whole = {"iterations": int, "inner_iterations": int, "learned": bool}
         pairs = zip(cls._fields, numbers, strict=True)
-        return cls(**{name: whole.get(name, float)(value) for name, value in pairs})  # type: ignore[arg-type]
+        return cls(**{name: whole.get(name, float)(value) for name, value in pairs})
 
     def packed(self) -> list[float]:
         return [float(number) for number in self]

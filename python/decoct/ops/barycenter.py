@@ -136,12 +136,15 @@ def free_support_barycenter(
         single = False
         if isinstance(weights, str) and weights == "learned":
             raise ValueError(f"{OP}: weights must be 'uniform' or a tensor with measures, got 'learned'")
-    point_ends, sizes_given = _sizes(size, groups)
-    count = int(size) * groups if point_ends is None else sum(size)
+    point_ends, each, count = _sizes(size, groups)
     dtype = rows.dtype
     masses = weights if isinstance(weights, Tensor) else None
     points = init if isinstance(init, Tensor) else None
-    lead = (count,) if sizes_given else ((size,) if single else (groups, size))
+    lead: tuple[int, ...] = (groups, each)
+    if point_ends is not None:
+        lead = (count,)
+    elif single:
+        lead = (each,)
     if points is not None:
         _like(points, "init", "points", (*lead, rows.shape[1]), rows)
         dtype = torch.promote_types(dtype, points.dtype)
@@ -183,7 +186,7 @@ def free_support_barycenter(
     )
     shape = () if single else (groups,)
     if point_ends is None:
-        point_ends = torch.arange(groups + 1, dtype=torch.int64) * int(size)
+        point_ends = torch.arange(groups + 1, dtype=torch.int64) * each
     finished = (found.movement <= options.tolerance) & (found.made >= _turns_to(options))
     return Barycenter(
         found.points.reshape(*lead, rows.shape[1]),
@@ -236,8 +239,8 @@ def _measures(measures: Offsets, segments: int) -> tuple[Tensor | None, int]:
     return host, host.shape[0] - 1
 
 
-def _sizes(size: Any, groups: int) -> tuple[Tensor | None, bool]:
-    """Offsets of the points, None for equal sizes, and whether there is a number for each barycentre."""
+def _sizes(size: Any, groups: int) -> tuple[Tensor | None, int, int]:
+    """Offsets of the points, None for equal sizes; that size; and how many points there are in all."""
     words = f"an int or a sequence of S={groups} ints, not negative"
     each = [size] if isinstance(size, int) else size
     if isinstance(size, bool) or isinstance(each, str) or not isinstance(each, Sequence):
@@ -247,11 +250,11 @@ def _sizes(size: Any, groups: int) -> tuple[Tensor | None, bool]:
     if any(k < 0 for k in each) or (each is size and len(each) != groups):
         raise ValueError(f"{OP}: size must be {words}, got {size}")
     if each is not size:
-        return None, False
+        return None, size, size * groups
     ends = [0]
     for k in each:
         ends.append(ends[-1] + k)
-    return torch.tensor(ends, dtype=torch.int64), True
+    return torch.tensor(ends, dtype=torch.int64), 0, ends[-1]
 
 
 def _like(given: Tensor, name: str, result: str, shape: tuple[int, ...], rows: Tensor) -> None:
@@ -265,7 +268,7 @@ def _not_negative(name: str, given: Tensor | None) -> None:
         raise ValueError(f"{OP}: {name} must not be negative, got {float(given.detach().min()):.6g}")
 
 
-def _shares(given: Any, segments: int, rows: Tensor) -> Tensor | None:
+def _shares(given: Tensor | None, segments: int, rows: Tensor) -> Tensor | None:
     if given is None:
         return None
     check_tensor(OP, "measure_weights", given, rows.device)
