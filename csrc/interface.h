@@ -162,7 +162,7 @@ struct BarycenterArguments {
   const double* shares;              // (measures): their weights in their group, not negative
   Matrix points, masses;             // (K, D), (K)
   bool learned;                      // whether the masses move
-  double first_blur, blur, scaling;  // of the first turn, and by what factor it falls to the last
+  double first_blur, blur, scaling;  // of the first turn, of the last ones, and the factor by which it falls
   double step;                       // of the way to the barycentric map that points go
   double tolerance;                  // of their movement
   double marginal_tolerance;         // of the plans of masses that do not move

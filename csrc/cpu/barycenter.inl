@@ -22,7 +22,7 @@ namespace DECOCT_ISA {
 template <class T>
 struct BarycenterMeasure {
   TransportSegment<T> p;
-  double* log_marginals;  // of m_j
+  double* log_marginals;  // (k): of the plan, on the side of the points
   double share;
   bool finite;
 };
