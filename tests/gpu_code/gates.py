@@ -88,9 +88,9 @@ CEILINGS = {
     "squares<*>": 240,
     "instantiate<Float64>": 168,
     "instantiate<*>": 240,
-    "single_gram<*>": 255,
-    "tile_gram<Float64>": 150,
-    "tile_gram<*>": 210,
+    "single_gram<*>": 244,
+    "tile_gram<Float64>": 104,
+    "tile_gram<*>": 132,
     "single_squares<*>": 72,
     "add_squares<*>": 84,
     "add_slabs<*>": 62,
@@ -219,7 +219,7 @@ def least_counts(name: str) -> dict[str, int]:
         least["HMMA"] = 0
         if arguments[0] == "Float64":
             least["DFMA"] = 8
-    if kind in ("score", "fused", "product", "hvp", "small", "transport"):
+    if kind in ("score", "fused", "product", "hvp", "small", "transport", "tile_gram"):
         least["LDGSTS.128"] = 1
     if name in (
         "pack<float>",
