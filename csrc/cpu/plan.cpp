@@ -14,9 +14,6 @@ constexpr int64_t kMostStrips = 16;                // slabs that share a symmetr
 constexpr int64_t kEnoughTasks = 48;               // a dense cross block is split until there are so many
 constexpr int64_t kSlabBytes = int64_t{16} << 20;  // at most, for all slabs of one side of a segment
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 int64_t element_size(DType rows) {
   return rows == DType::float64 ? 8 : 4;
 }
