@@ -43,7 +43,7 @@ void run_characteristic(const std::string& op, const Matrix& x, const Matrix& fr
                         const MaybeMatrix& tangent_frequencies, const MaybeMatrix& tangent_weights,
                         const MaybeMatrix& cosine, const MaybeMatrix& sine, const MaybeMatrix& out_x,
                         const MaybeMatrix& out_frequencies, const MaybeMatrix& out_weights,
-                        const Execution& execution) {
+                        const MaybeMatrix& products, const Execution& execution) {
   CharacteristicArguments a = make_characteristic(op, x, frequencies, offsets);
   const DType type = a.type();
   const int64_t n = x.rows, f = frequencies.rows, d = x.columns, s = a.segments;
@@ -59,6 +59,8 @@ void run_characteristic(const std::string& op, const Matrix& x, const Matrix& fr
   a.out_x = given(out_x, "out_x", n, d, type);
   a.out_frequencies = given(out_frequencies, "out_frequencies", f, d, type);
   a.out_weights = given(out_weights, "out_weights", n, 1, type);
+  a.products = given(products, "products", n, f, type);
+  check(!products || n <= 1 || a.products.stride == f, "products: expected no gaps between rows");
   const bool value = a.op == CharacteristicOp::value, second = a.op == CharacteristicOp::second;
   check(
       !cosine == !sine && (cosine || !value) && (second || value || !cosine),
@@ -86,5 +88,5 @@ void bind_characteristic(py::module_& m) {
         "offsets"_a, "bar_cosine"_a = py::none(), "bar_sine"_a = py::none(), "tangent_x"_a = py::none(),
         "tangent_frequencies"_a = py::none(), "tangent_weights"_a = py::none(), "cosine"_a = py::none(),
         "sine"_a = py::none(), "out_x"_a = py::none(), "out_frequencies"_a = py::none(),
-        "out_weights"_a = py::none(), "execution"_a);
+        "out_weights"_a = py::none(), "products"_a = py::none(), "execution"_a);
 }

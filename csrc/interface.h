@@ -364,6 +364,8 @@ struct CharacteristicArguments {
   Matrix tangent_x, tangent_frequencies, tangent_weights;  // data == nullptr: zero
   Matrix cosine, sine;                         // (segments, F); second: data == nullptr: not wanted
   Matrix out_x, out_frequencies, out_weights;  // data == nullptr: not wanted
+  // t (N, F) without gaps: kept with a value, known for grad; data == nullptr: neither.
+  Matrix products;
 
   int64_t rows() const { return x.rows; }
   int64_t columns() const { return frequencies.rows; }

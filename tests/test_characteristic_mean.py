@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import decoct
-from comparison import compare
+from comparison import compare, evaluate
 from decoct import reference
 from samples import OPS, Sample
 from table import rows, weights
@@ -108,6 +109,23 @@ def test_panels(dtype: torch.dtype, f: int) -> None:
     n = offsets[-1]
     tensors = {"weights": weights(n) * 30, "frequencies": rows(f, 6, seed=1), "x": rows(n, 6)}
     compare(OP, Sample(f"F={f}", tensors, {"x_offsets": offsets}, typed=None), dtype, second=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("f", [1, 47, 193])
+def test_kept_products_change_nothing(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, f: int) -> None:
+    """Bit for bit, in gradients of both orders."""
+    offsets = [0, *torch.tensor(LENGTHS).cumsum(0).tolist()]
+    n = offsets[-1]
+    tensors = {"weights": weights(n) * 30, "frequencies": rows(f, 6, seed=1), "x": rows(n, 6)}
+    sample = Sample("", tensors, {"x_offsets": offsets}, typed=None)
+    found = []
+    module = importlib.import_module("decoct.ops.characteristic_mean")
+    for limit in (module.KEPT_BYTES, 0):
+        monkeypatch.setattr(module, "KEPT_BYTES", limit)
+        found.append(evaluate(OP.function, sample.cast(dtype, requires_grad=True), list(tensors), True))
+    for key, kept in found[0].items():
+        assert torch.equal(kept, found[1][key]), key
 
 
 @pytest.mark.usual_backends("cpu")
@@ -214,9 +232,13 @@ def test_opcheck() -> None:
     offsets = torch.tensor([0, 4, 9])
     bars = rows(2, 5).float(), rows(2, 5, seed=3).float()
     names = torch.ops.decoct
-    torch.library.opcheck(names.characteristic_mean.default, (x, f, w, offsets, 2))
+    for keep in (False, True):
+        torch.library.opcheck(names.characteristic_mean.default, (x, f, w, offsets, 2, keep))
+    products = (x @ f.T).detach()
     for need in (1, 6, 7):
-        torch.library.opcheck(names.characteristic_mean_grad.default, (*bars, x, f, w, offsets, 2, need))
+        torch.library.opcheck(
+            names.characteristic_mean_grad.default, (*bars, x, f, w, offsets, 2, products, need)
+        )
     plain = [t.detach() for t in (x, f, w)]
     tangents = rows(9, 4, seed=5).float(), None, rows(9, seed=6).float()
     second = (*tangents, *bars, *plain, offsets, 2, 15)
@@ -235,7 +257,7 @@ def test_nested_rows() -> None:
 
 @pytest.mark.usual_backends("cpu")
 def test_no_array_of_all_pairs() -> None:
-    """Beyond inputs and results some panels, whatever the number of pairs."""
+    """Beyond inputs and results some panels, where the products are too many to be kept."""
     x, f = rows(4000, 4).float().requires_grad_(), rows(4000, 4, seed=1).float()
     decoct.ops.release_scratch()
     with torch.profiler.profile(profile_memory=True) as profile:

@@ -14,6 +14,8 @@
 // and a cosine of each pair, some 40 instructions a vector. Bytes: of x and f what the products' panels take
 // from cache.
 //
+// Where the caller keeps the products t of a value, grad does not compute them again.
+//
 // A panel of 480 rows by 960 frequencies is worked on at a time, in three steps that tasks share out: tiles
 // of scores, in which sine and cosine are taken, weights left in place of the scores and sums over rows and
 // columns formed; the products of the weights with the rows and with the frequencies, of which a task owns
@@ -109,6 +111,7 @@ class Characteristic {
     threads_ = work < kParallelPairs * 32. ? 1 : e.threads;
     x_out_ = target(a_.out_x, s_.x_sums);
     second_ = a_.op == CharacteristicOp::second;
+    known_ = a_.products.data && a_.op == CharacteristicOp::grad;
   }
 
   void run() {
@@ -170,7 +173,7 @@ class Characteristic {
     share_out(ceil_div(columns_, panel<T>), threads_, [this](int64_t part) {
       const int64_t first = part * panel<T>, count = least(columns_ - first, panel<T>);
       pack(a_.frequencies, j_ + first, count, s_.f, first);
-      pack_panels(s_.f.data, s_.stride, columns_, a_.dim(), s_.panels, part, part + 1);
+      if (!known_) pack_panels(s_.f.data, s_.stride, columns_, a_.dim(), s_.panels, part, part + 1);
       if (!s_.f_tangents.data) return;
       pack(a_.tangent_frequencies, j_ + first, count, s_.f_tangents, first);
       pack_panels(s_.f_tangents.data, s_.stride, columns_, a_.dim(), s_.tangent_panels, part, part + 1);
@@ -238,7 +241,11 @@ class Characteristic {
     const int64_t i0 = r * kTileHeight, i1 = least(i0 + kTileHeight, rows_);
     const int64_t j0 = c * kColumns, j1 = least(j0 + kColumns, columns_);
     T* t = s_.weights + i0 * kPanelPitch + j0;
-    scores(s_.x.data, s_.stride, a_.dim(), s_.panels, t, i0, i1, j0, j1, false, kPanelPitch);
+    if (known_)
+      copy_products(t, i0, i1, j0, j1);
+    else
+      scores(s_.x.data, s_.stride, a_.dim(), s_.panels, t, i0, i1, j0, j1, false, kPanelPitch);
+    if (a_.products.data && !known_) keep_products(t, i0, i1, j0, j1);
     if (second_) {
       T* tau = s_.tangent_weights + i0 * kPanelPitch + j0;
       const int64_t bytes = round_up(j1 - j0, width<T>) * sizeof(T);
@@ -263,6 +270,23 @@ class Characteristic {
       if (s_.row_sums) piece.row_sums = s_.tile_row_sums + c * kPanelRows;
       run_piece(piece);
     });
+  }
+
+  T* products_at(int64_t i, int64_t j) const {
+    return (T*)a_.products.data + (i_ + i) * a_.columns() + j_ + j;
+  }
+
+  void keep_products(const T* t, int64_t i0, int64_t i1, int64_t j0, int64_t j1) const {
+    for (int64_t i = i0; i < i1; ++i)
+      std::memcpy(products_at(i, j0), t + (i - i0) * kPanelPitch, (j1 - j0) * sizeof(T));
+  }
+
+  void copy_products(T* t, int64_t i0, int64_t i1, int64_t j0, int64_t j1) const {
+    const int64_t padding = round_up(j1 - j0, width<T>) - (j1 - j0);
+    for (int64_t i = i0; i < i1; ++i, t += kPanelPitch) {
+      std::memcpy(t, products_at(i, j0), (j1 - j0) * sizeof(T));
+      std::memset(t + (j1 - j0), 0, padding * sizeof(T));
+    }
   }
 
   double* tile_sums(int64_t tile, bool last) const {
@@ -389,7 +413,7 @@ class Characteristic {
   Arena arena_;
   const CharacteristicLayout<T> s_;
   int threads_;
-  bool second_;
+  bool second_, known_;                             // known_: the products are
   Points<T> x_out_, f_out_{};                       // f_out_: from the first of the columns on
   int64_t i_ = 0, j_ = 0, rows_ = 0, columns_ = 0;  // of the panel
 };

@@ -64,6 +64,7 @@ CharacteristicView<T> view_of(const CharacteristicArguments& a, const Execution&
   v.out_f = (T*)a.out_frequencies.data;
   v.out_w = (T*)a.out_weights.data;
   v.out_w_stride = a.out_weights.stride;
+  v.products = (T*)a.products.data;
   v.segments = (int32_t)a.segments;
   v.dim = (int32_t)a.dim();
   v.rows = (int32_t)a.rows();

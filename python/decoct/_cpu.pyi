@@ -307,6 +307,7 @@ def characteristic(
     out_x: Matrix | None = None,
     out_frequencies: Matrix | None = None,
     out_weights: Matrix | None = None,
+    products: Matrix | None = None,
     execution: Execution,
 ) -> None: ...
 def barycenter_workspace_bytes(

@@ -18,7 +18,7 @@ struct CharacteristicResults {
 // wanted: bits for sums, x, frequencies and weights.
 template <class T>
 CharacteristicResults<T> run_characteristic(characteristic_case::Inputs& in, CharacteristicOp op, int wanted,
-                                            Precision precision) {
+                                            Precision precision, Grid<T>* products = nullptr) {
   const std::vector<int64_t> ends = in.setup.offsets();
   CharacteristicArguments a = characteristic_case::arguments(in, op, ends);
   CharacteristicResults<T> out;
@@ -32,6 +32,7 @@ CharacteristicResults<T> run_characteristic(characteristic_case::Inputs& in, Cha
   give(wanted & 2, out.x, a.out_x, in.x.rows, in.x.columns, 0);
   give(wanted & 4, out.f, a.out_frequencies, in.f.rows, in.f.columns, 0);
   give(wanted & 8, out.w, a.out_weights, in.x.rows, 1, 0);
+  if (products) a.products = products->matrix();
   const Plan layout = plan_characteristic(a, 1);
   const std::vector<int32_t> host(layout.schedule), device(layout.schedule);
   const Memory workspace(layout.workspace_bytes);
@@ -87,6 +88,12 @@ void test_characteristic(const characteristic_case::Setup& setup, DType rows,
     compare_characteristic(ours.x, exact.x, unit, name + " rows", kind + " rows");
     compare_characteristic(ours.f, exact.f, unit, name + " frequencies", kind + " frequencies");
     compare_characteristic(ours.w, exact.w, unit, name + " weights", kind + " weights");
+    if (call.op != CharacteristicOp::grad) continue;
+    Grid<T> products(in.x.rows, in.f.rows, 0);
+    run_characteristic<T>(in, CharacteristicOp::value, 1, precision, &products);
+    const auto again = in_all_orders(
+        name, [&] { return run_characteristic<T>(in, call.op, call.wanted, precision, &products); });
+    check(again.same_bits(ours), name + " of kept products");
   }
 }
 

@@ -23,7 +23,7 @@ struct Results {
 
 // wanted: bits for sums, x, frequencies and weights.
 template <class T>
-Results<T> run(Inputs& in, CharacteristicOp op, int wanted, int threads) {
+Results<T> run(Inputs& in, CharacteristicOp op, int wanted, int threads, std::vector<T>* products = nullptr) {
   const std::vector<int64_t> ends = in.setup.offsets();
   CharacteristicArguments a = characteristic_case::arguments(in, op, ends);
   Results<T> out;
@@ -37,6 +37,7 @@ Results<T> run(Inputs& in, CharacteristicOp op, int wanted, int threads) {
   give(wanted & 2, out.x, a.out_x, in.x.rows, in.x.columns);
   give(wanted & 4, out.f, a.out_frequencies, in.f.rows, in.f.columns);
   give(wanted & 8, out.w, a.out_weights, in.x.rows, 1);
+  if (products) a.products = matrix(*products, in.x.rows, in.f.rows);
   const Plan layout = plan_characteristic(a, threads);
   Workspace workspace(layout.workspace_bytes);
   Execution e;
@@ -84,6 +85,10 @@ void test_setup(const Setup& setup, DType rows) {
     compare(one.w, exact.w, name + " weights");
     for (const int threads : {2, 3})
       check(run<T>(in, call.op, call.wanted, threads) == one, name + " on threads");
+    if (call.op != CharacteristicOp::grad) continue;
+    std::vector<T> products = unwritten<T>((size_t)(in.x.rows * in.f.rows));
+    run<T>(in, CharacteristicOp::value, 1, 2, &products);
+    check(run<T>(in, call.op, call.wanted, 2, &products) == one, name + " of kept products");
   }
 }
 

@@ -1,5 +1,7 @@
 """The registered ops behind `characteristic_mean`: the sums, their gradient, and the derivatives of that.
 
+The value hands the products <x_i, f_j> on to its gradient where it is told to keep them.
+
 Derivatives of both orders are those of one form. With bars of both results and a tangent of each of x,
 frequencies and weights, Phi = <bars, J tangents>: `characteristic_mean_grad` gives its derivatives by the
 tangents, `characteristic_mean_second` those by the bars, x, frequencies and weights.
@@ -121,24 +123,27 @@ def _plus(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 
 
 def _value(
-    x: Tensor, frequencies: Tensor, weights: Tensor, offsets: Tensor | None, segments: int
-) -> tuple[Tensor, Tensor]:
-    cosine, sine = _value_fake(x, frequencies, weights, offsets, segments)
-    _run("value", x, frequencies, weights, offsets, segments, cosine=cosine, sine=sine)
-    return cosine, sine
+    x: Tensor, frequencies: Tensor, weights: Tensor, offsets: Tensor | None, segments: int, keep: bool
+) -> Triple:
+    cosine, sine, products = _value_fake(x, frequencies, weights, offsets, segments, keep)
+    kept = {"products": products if keep else None}
+    _run("value", x, frequencies, weights, offsets, segments, cosine=cosine, sine=sine, **kept)
+    return cosine, sine, products
 
 
 def _value_fake(
-    x: Tensor, frequencies: Tensor, weights: Tensor, offsets: Tensor | None, segments: int
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, frequencies: Tensor, weights: Tensor, offsets: Tensor | None, segments: int, keep: bool
+) -> Triple:
     shape = (segments, frequencies.shape[0])
     dtype = compute_dtype(x.dtype)
-    return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+    products = x.new_empty((x.shape[0], frequencies.shape[0]) if keep else (0,), dtype=dtype)
+    return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype), products
 
 
 def _value_save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Sequence[Tensor | None]:
-    *tensors, ctx.segments = inputs
-    return tensors
+    *tensors, ctx.segments, keep = inputs
+    ctx.mark_non_differentiable(output[2])
+    return [*tensors, output[2] if keep else None]
 
 
 def _both(bars: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor]:
@@ -152,12 +157,12 @@ def _both(bars: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor]:
 
 def _value_backward(ctx: Any, *bars: Tensor | None) -> Any:
     need = needed(ctx.needs_input_grad[:3], *_BITS)
-    if not need:
-        return (None,) * 5
-    problem = ctx.saved_tensors
-    parts = _grad(*_both(bars), *problem, ctx.segments, need)
-    own = chosen(parts, need, *_BITS)
-    return (*_cast(own, *problem[:3]), None, None)
+    bars = bars[:2]
+    if all(bar is None for bar in bars) or not need:
+        return (None,) * 6
+    *problem, products = ctx.saved_tensors
+    own = chosen(_grad(*_both(bars), *problem, ctx.segments, products, need), need, *_BITS)
+    return (*_cast(own, *problem[:3]), None, None, None)
 
 
 # ---- their gradient: derivatives of <bars, sums> by x, frequencies and weights
@@ -185,21 +190,22 @@ def _grad_run(
     weights: Tensor,
     offsets: Tensor | None,
     segments: int,
+    products: Tensor | None,
     need: int,
 ) -> Triple:
     parts = _outputs(x, frequencies, weights, need)
-    bars = {"bar_cosine": bar_cosine, "bar_sine": bar_sine}
+    bars = {"bar_cosine": bar_cosine, "bar_sine": bar_sine, "products": products}
     _run("grad", x, frequencies, weights, offsets, segments, **bars, **_named(parts, need))
     return parts
 
 
 def _grad_fake(*arguments: Any) -> Triple:
-    x, frequencies, weights, _, _, need = arguments[2:]
+    x, frequencies, weights, *_, need = arguments[2:]
     return _outputs(x, frequencies, weights, need)
 
 
 def _grad_save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Sequence[Tensor | None]:
-    *tensors, ctx.segments, ctx.need = inputs
+    *tensors, ctx.segments, _, ctx.need = inputs
     return tensors
 
 
@@ -208,11 +214,11 @@ def _grad_backward(ctx: Any, *tangents: Tensor | None) -> Any:
     need = needed(wanted[2:5], *_BITS) | (BY_BARS if any(wanted[:2]) else 0)
     tangents = chosen(tangents, ctx.need, *_BITS)
     if all(tangent is None for tangent in tangents) or not need:
-        return (None,) * 8
+        return (None,) * 9
     inputs = ctx.saved_tensors
     parts = _second(*tangents, *inputs, ctx.segments, need)
     own = chosen(parts, need, BY_BARS, BY_BARS, *_BITS)
-    return (*_cast(own, *inputs[:5]), None, None, None)
+    return (*_cast(own, *inputs[:5]), None, None, None, None)
 
 
 # ---- derivatives of <tangents, gradient> by the bars, x, frequencies and weights
@@ -263,8 +269,8 @@ def _second_fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _value_jvp(ctx: Any, *tangents: Any) -> Any:
     if all(tangent is None for tangent in tangents[:3]):
-        return None, None
-    return _tangent(*tangents[:3], *ctx.saved_tensors, ctx.segments)
+        return None, None, None
+    return *_tangent(*tangents[:3], *ctx.saved_tensors[:4], ctx.segments), None
 
 
 def _grad_jvp(ctx: Any, *tangents: Any) -> Any:
@@ -272,7 +278,8 @@ def _grad_jvp(ctx: Any, *tangents: Any) -> Any:
     bars, moved = tangents[:2], tangents[2:5]
     parts: list[Tensor | None] = [None, None, None]
     if any(bar is not None for bar in bars):
-        parts = list(chosen(_grad(*_both(bars), *problem, ctx.segments, ctx.need), ctx.need, *_BITS))
+        found = _grad(*_both(bars), *problem, ctx.segments, None, ctx.need)
+        parts = list(chosen(found, ctx.need, *_BITS))
     if any(tangent is not None for tangent in moved):
         along = _second(*moved, bar_cosine, bar_sine, *problem, ctx.segments, ctx.need)[2:]
         parts = [_plus(*pair) for pair in zip(parts, chosen(along, ctx.need, *_BITS), strict=True)]
@@ -286,13 +293,18 @@ def _tangent_value(*arguments: Any) -> Any:
     return tuple(_second.registered(*tangents, None, None, *problem, segments, BY_BARS)[:2])
 
 
+def _tangent_save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Sequence[Tensor | None]:
+    *tensors, ctx.segments = inputs
+    return tensors
+
+
 def _tangent_backward(ctx: Any, *bars: Tensor | None) -> Any:
     tangents, problem = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
     moved: tuple[Tensor | None, ...] = (None, None, None)
     rest = moved
     need = needed(ctx.needs_input_grad[:3], *_BITS)
     if need:
-        moved = chosen(_grad(*_both(bars), *problem, ctx.segments, need), need, *_BITS)
+        moved = chosen(_grad(*_both(bars), *problem, ctx.segments, None, need), need, *_BITS)
         moved = _cast(moved, *problem[:3])
     need = needed(ctx.needs_input_grad[3:6], *_BITS)
     if need:
@@ -301,8 +313,8 @@ def _tangent_backward(ctx: Any, *bars: Tensor | None) -> Any:
     return (*moved, *rest, None, None)
 
 
-characteristic_sums = Op(
-    f"characteristic_mean({_PROBLEM}) -> (Tensor, Tensor)",
+_value_op = Op(
+    f"characteristic_mean({_PROBLEM}, bool keep) -> (Tensor, Tensor, Tensor)",
     _value,
     _value_fake,
     backward=_value_backward,
@@ -310,9 +322,8 @@ characteristic_sums = Op(
     vmap=one_by_one,
     save=_value_save,
 )
-"""Weighted sums of cosines and sines, (segments, F) each."""
 _grad = Op(
-    f"characteristic_mean_grad(Tensor bar_cosine, Tensor bar_sine, {_PROBLEM}, int need)"
+    f"characteristic_mean_grad(Tensor bar_cosine, Tensor bar_sine, {_PROBLEM}, Tensor? products, int need)"
     " -> (Tensor, Tensor, Tensor)",
     _grad_run,
     _grad_fake,
@@ -337,5 +348,11 @@ _tangent = autograd_function(
     backward=_tangent_backward,
     jvp=refuse("characteristic_mean: forward-mode derivatives of forward-mode ones are not offered"),
     vmap=one_by_one,
-    save=_value_save,
+    save=_tangent_save,
 )
+
+
+def characteristic_sums(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Weighted sums of cosines and sines, (segments, F) each; arguments of the registered op."""
+    cosine, sine, _ = _value_op(*arguments)
+    return cosine, sine

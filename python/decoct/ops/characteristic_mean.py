@@ -10,9 +10,19 @@ from torch import Tensor
 from decoct.ops._characteristic_mean import characteristic_sums
 from decoct.ops._plan import uniform
 from decoct.ops._problem import Offsets, check_tensor, prepare_rows
-from decoct.ops._transforms import public
+from decoct.ops._transforms import needs_gradient, public
 
 __all__ = ["characteristic_mean"]
+
+KEPT_BYTES = 32 << 20
+"""Of products that are kept for the backward pass."""
+
+
+def _keeps(x: Tensor, frequencies: Tensor, weights: Tensor | None) -> bool:
+    """Whether a gradient is asked for that the products are kept for."""
+    bytes_of_one = 8 if x.dtype == torch.float64 else 4
+    few = x.shape[0] * frequencies.shape[0] * bytes_of_one <= KEPT_BYTES
+    return few and any(needs_gradient(part) for part in (x, frequencies, weights))
 
 
 @public
@@ -31,8 +41,8 @@ def characteristic_mean(
         t = x @ frequencies.T
         torch.cos(t).mean(0), torch.sin(t).mean(0)
 
-    but each product is computed once for both, and no (N, F) array is kept for the backward passes, which
-    compute it again.
+    but each product is computed once for both. For the backward pass the (N, F) products are kept where they
+    take at most ``KEPT_BYTES`` (32 MiB); of more pairs nothing is kept, and that pass computes them again.
 
     Parameters
     ----------
@@ -88,6 +98,7 @@ def characteristic_mean(
         uniform(packed.weights, packed.x, packed.offsets, packed.segments),
         packed.offsets,
         packed.segments,
+        _keeps(packed.x, frequencies, weights),
     )
     shape = (*packed.shape, frequencies.shape[0])
     return torch.reshape(cosine, shape), torch.reshape(sine, shape)
