@@ -158,3 +158,22 @@ def test_a_gradient_row(bench: Path, tmp_path: Path, number: int) -> None:
     lines = {"distance": 0, "dc": 2, "dm": 1}  # times, and for gradient matching the ops too
     assert len(compared) == lines[case.kind]
     assert all(what.startswith(f"{case.name}: ") for what in compared)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["norms", "clipped", "gram"])
+def test_a_row_of_per_sample_gradients(bench: Path, tmp_path: Path, number: int) -> None:
+    """The same numbers as one pass for each sample in float64, here and by torch.func."""
+    import bench_persample
+    import row
+
+    case = bench_persample.OP.quick[number]
+    out = tmp_path / "row.json"
+    others = ["Opacus, hooks", "Opacus, ghost clipping"]
+    job = {"op": "persample", "case": asdict(case), "threads": 1, "stage": "time", "budget": 0.01}
+    row.main({**job, "skip": others}, out)
+    found = json.loads(out.read_text())["contenders"]
+    timed = {name: entry for name, entry in found.items() if "seconds" in entry}
+    assert len(timed) >= 4
+    assert all(entry["error"]["value"] < 1e-5 for entry in timed.values())
+    whole = {"name": case.name, "case": asdict(case), "threads": 1, "contenders": found}
+    assert len(bench_persample.OP.verdicts([whole])) == 1

@@ -29,6 +29,12 @@ from decoct._cpu import (
     group_norm_workspace as group_norm_workspace,
 )
 from decoct._cpu import (
+    image_gram as image_gram,
+)
+from decoct._cpu import (
+    image_squares as image_squares,
+)
+from decoct._cpu import (
     info as info,
 )
 from decoct._cpu import (
@@ -51,6 +57,12 @@ from decoct._cpu import (
 )
 from decoct._cpu import (
     plan_characteristic as plan_characteristic,
+)
+from decoct._cpu import (
+    plan_image_gram as plan_image_gram,
+)
+from decoct._cpu import (
+    plan_image_squares as plan_image_squares,
 )
 from decoct._cpu import (
     plan_segment_outer as plan_segment_outer,
