@@ -407,7 +407,7 @@ def test_learning_rates_grow_with_the_rows_of_a_class():
 
 
 def test_recipes_reject_unknown_methods_and_empty_features():
-    with pytest.raises(ValueError, match="mmd, dm, sinkhorn, datadam, ncfm, dc, dsa, idc"):
+    with pytest.raises(ValueError, match="mmd, dm, sinkhorn, datadam, ncfm, wmdd, dc, dsa, idc"):
         objective(Recipe(method="other"))
     with pytest.raises(ValueError, match="positive weight"):
         objective(Recipe(identity=0.0, convnet=0.0))
