@@ -242,4 +242,21 @@ void test_matvec(Setup setup, const Case& test, int columns, int spare,
   compare_matvec(p, test, v, out, unit_of<T>(precision), name, precision_name<T>(precision));
 }
 
+// Sums, if there are any, against exact ones whose terms have these sizes.
+template <class T>
+void compare_sums(const Grid<T>& ours, const std::vector<double>& exact, const std::vector<double>& size,
+                  double unit, const std::string& name, const std::string& kind) {
+  if (ours.rows * ours.columns == 0) return;
+  Bound bound;
+  for (int64_t c = 0; c < ours.rows; ++c)
+    for (int64_t k = 0; k < ours.columns; ++k) {
+      const size_t at = (size_t)(c * ours.columns + k);
+      // Without terms there is nothing to be off.
+      const double error = std::fabs((double)ours.at(c, k) - exact[at]);
+      if (size[at] > 0 || !(error == 0)) bound.add(error, unit * size[at]);
+    }
+  bound.report(name, kind);
+  check(ours.spare_untouched(), name + " writes between rows");
+}
+
 }  // namespace cases

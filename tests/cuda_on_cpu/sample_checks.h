@@ -19,19 +19,6 @@ struct SampleResults {
   }
 };
 
-template <class Run>
-void with_execution(const Plan& layout, Precision precision, const Run& run) {
-  const std::vector<int32_t> host(layout.schedule), device(layout.schedule);
-  const Memory workspace(layout.workspace_bytes);
-  Execution e;
-  e.schedule = host.data();
-  e.device_schedule = device.data();
-  e.workspace = workspace.data();
-  e.workspace_bytes = layout.workspace_bytes;
-  e.precision = precision;
-  run(e);
-}
-
 template <class T>
 SampleResults<T> run_samples(const layers::Layer& l, const layers::Grid4& a, const layers::Grid4& d,
                              const layers::Grid4& b, const layers::Grid4& e, Precision precision, bool bias) {
@@ -42,8 +29,8 @@ SampleResults<T> run_samples(const layers::Layer& l, const layers::Grid4& a, con
   squares.pair = {a.view, d.view, l.c, dtype_of<T>};
   squares.weight = out.weight.matrix();
   if (bias) squares.bias = out.bias.matrix();
-  with_execution(plan_image_squares(squares.pair, 1), precision,
-                 [&](const Execution& execution) { image_squares(squares, execution); });
+  execute(plan_image_squares(squares.pair, 1), precision,
+          [&](const Execution& execution) { image_squares(squares, execution); });
   for (const bool self : {false, true}) {
     ImageGramArguments gram{};
     gram.x = squares.pair;
@@ -51,8 +38,8 @@ SampleResults<T> run_samples(const layers::Layer& l, const layers::Grid4& a, con
     if (!self) gram.y = {b.view, e.view, l.c, dtype_of<T>};
     gram.bias = bias;
     gram.gram = (self ? out.own : out.cross).matrix();
-    with_execution(plan_image_gram(gram, 1), precision,
-                   [&](const Execution& execution) { image_gram(gram, execution); });
+    execute(plan_image_gram(gram, 1), precision,
+            [&](const Execution& execution) { image_gram(gram, execution); });
   }
   return out;
 }

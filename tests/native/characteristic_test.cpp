@@ -38,14 +38,7 @@ Results<T> run(Inputs& in, CharacteristicOp op, int wanted, int threads, std::ve
   give(wanted & 4, out.f, a.out_frequencies, in.f.rows, in.f.columns);
   give(wanted & 8, out.w, a.out_weights, in.x.rows, 1);
   if (products) a.products = matrix(*products, in.x.rows, in.f.rows);
-  const Plan layout = plan_characteristic(a, threads);
-  Workspace workspace(layout.workspace_bytes);
-  Execution e;
-  e.schedule = layout.schedule.data();
-  e.workspace = workspace.data;
-  e.workspace_bytes = layout.workspace_bytes;
-  e.threads = threads;
-  characteristic(a, e);
+  execute(plan_characteristic(a, threads), threads, [&](const Execution& e) { characteristic(a, e); });
   return out;
 }
 

@@ -28,14 +28,8 @@ Results<T> run(const Layer& l, const Grid4& a, const Grid4& d, std::vector<T>& w
   arguments.type = dtype_of<T>;
   arguments.weight = matrix(out.weight, segments, l.outputs * l.patch());
   if (bias) arguments.bias = matrix(out.bias, segments, l.outputs);
-  const Plan layout = plan_segment_outer(arguments, threads);
-  Workspace workspace(layout.workspace_bytes);
-  Execution e;
-  e.schedule = layout.schedule.data();
-  e.workspace = workspace.data;
-  e.workspace_bytes = layout.workspace_bytes;
-  e.threads = threads;
-  segment_outer(arguments, e);
+  execute(plan_segment_outer(arguments, threads), threads,
+          [&](const Execution& e) { segment_outer(arguments, e); });
   return out;
 }
 

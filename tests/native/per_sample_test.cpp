@@ -10,15 +10,6 @@ using layers::Layer;
 using layers::Product;
 using layers::Rows;
 
-Execution on(const Plan& layout, Workspace& workspace, int threads) {
-  Execution e;
-  e.schedule = layout.schedule.data();
-  e.workspace = workspace.data;
-  e.workspace_bytes = layout.workspace_bytes;
-  e.threads = threads;
-  return e;
-}
-
 template <class T>
 std::vector<T> squares(const Layer& l, const Grid4& a, const Grid4& d, int threads, bool bias) {
   const int64_t images = l.images();
@@ -27,9 +18,8 @@ std::vector<T> squares(const Layer& l, const Grid4& a, const Grid4& d, int threa
   arguments.pair = {a.view, d.view, l.c, dtype_of<T>};
   arguments.weight = matrix(weight, images, 1);
   if (bias) arguments.bias = matrix(of_bias, images, 1);
-  const Plan layout = plan_image_squares(arguments.pair, threads);
-  Workspace workspace(layout.workspace_bytes);
-  image_squares(arguments, on(layout, workspace, threads));
+  execute(plan_image_squares(arguments.pair, threads), threads,
+          [&](const Execution& e) { image_squares(arguments, e); });
   weight.insert(weight.end(), of_bias.begin(), of_bias.end());
   return weight;
 }
@@ -45,9 +35,8 @@ std::vector<T> gram(const Layer& l, const Grid4& a, const Grid4& d, const Grid4*
   if (b) arguments.y = {b->view, e->view, l.c, dtype_of<T>};
   arguments.bias = bias;
   arguments.gram = matrix(out, n, m);
-  const Plan layout = plan_image_gram(arguments, threads);
-  Workspace workspace(layout.workspace_bytes);
-  image_gram(arguments, on(layout, workspace, threads));
+  execute(plan_image_gram(arguments, threads), threads,
+          [&](const Execution& e) { image_gram(arguments, e); });
   return out;
 }
 

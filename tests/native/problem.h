@@ -121,17 +121,22 @@ struct Problem {
   }
 };
 
-// Lays a call out, runs it and hands it scratch that is not one byte larger than asked for.
+// Runs a call that is laid out and hands it scratch that is not one byte larger than asked for.
 template <class Call>
-void execute(const Sizes& sizes, const Call& call) {
-  const Plan layout = plan(sizes);
+void execute(const Plan& layout, int threads, const Call& call) {
   Workspace workspace(layout.workspace_bytes);
   Execution e;
   e.schedule = layout.schedule.data();
   e.workspace = workspace.data;
   e.workspace_bytes = layout.workspace_bytes;
-  e.threads = sizes.threads;
+  e.threads = threads;
   call(e);
+}
+
+// Lays it out first.
+template <class Call>
+void execute(const Sizes& sizes, const Call& call) {
+  execute(plan(sizes), sizes.threads, call);
 }
 
 // Largest difference of rows [first, first + rows) of ours and rows [begin, ...) of theirs; NaN counts as
