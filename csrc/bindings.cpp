@@ -312,6 +312,7 @@ void run_mean_bandwidth(const Matrix& x, const Matrix& y, const Matrix& x_offset
 #include "gradient_distance_bindings.inl"
 #include "norm_bindings.inl"
 #include "per_sample_bindings.inl"
+#include "random_projection_bindings.inl"
 
 }  // namespace
 
@@ -352,5 +353,6 @@ PYBIND11_MODULE(DECOCT_MODULE, m, py::mod_gil_not_used()) {
   bind_class_gradients(m);
   bind_gradient_distance(m);
   bind_norm(m);
+  bind_random_projection(m);
   bind_per_sample(m);
 }

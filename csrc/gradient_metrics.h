@@ -17,13 +17,8 @@
 // subgradient 0 of a norm at 0; so does 1 / |a - b| of equal rows. a - b has a coefficient of its own because
 // A a + X b would lose it where rows are near each other.
 #pragma once
+#include "host_device.h"
 #include "interface.h"
-
-#if defined(__CUDACC__)
-#define DECOCT_METRIC __host__ __device__ __forceinline__
-#else
-#define DECOCT_METRIC static inline __attribute__((always_inline))
-#endif
 
 namespace decoct {
 
@@ -46,7 +41,7 @@ struct InverseNorms {
   double g, n, m, nn, nm, mm;
 };
 
-DECOCT_METRIC InverseNorms inverse_norms(const GradientRule& rule, double n, double m) {
+DECOCT_BOTH InverseNorms inverse_norms(const GradientRule& rule, double n, double m) {
   InverseNorms r;
   if (rule.form == EpsilonForm::product) {
     const double g = 1 / (n * m + rule.epsilon);
@@ -69,7 +64,7 @@ DECOCT_METRIC InverseNorms inverse_norms(const GradientRule& rule, double n, dou
   return r;
 }
 
-DECOCT_METRIC double root(double x) {
+DECOCT_BOTH double root(double x) {
 #if defined(__CUDACC__)
   return ::sqrt(x);
 #else
@@ -78,17 +73,17 @@ DECOCT_METRIC double root(double x) {
 }
 
 // 1 / x, and 0 for 0; NaN stays.
-DECOCT_METRIC double inverse_or_zero(double x) {
+DECOCT_BOTH double inverse_or_zero(double x) {
   return x == 0 ? 0 : 1 / x;
 }
 
-DECOCT_METRIC double row_distance(const GradientRule& rule, const double* sums) {
+DECOCT_BOTH double row_distance(const GradientRule& rule, const double* sums) {
   const double n = root(sums[kSumAA]), m = root(sums[kSumBB]);
   const double cosine = 1 - sums[kSumAB] * inverse_norms(rule, n, m).g;
   return rule.metric == GradientMetric::cosine_l2 ? cosine + root(sums[kSumApart]) : cosine;
 }
 
-DECOCT_METRIC RowCoefficients row_gradient(const GradientRule& rule, const double* sums) {
+DECOCT_BOTH RowCoefficients row_gradient(const GradientRule& rule, const double* sums) {
   const double n = root(sums[kSumAA]), m = root(sums[kSumBB]), s = sums[kSumAB];
   const InverseNorms g = inverse_norms(rule, n, m);
   RowCoefficients c;
@@ -99,7 +94,7 @@ DECOCT_METRIC RowCoefficients row_gradient(const GradientRule& rule, const doubl
   return c;
 }
 
-DECOCT_METRIC RowCoefficients row_gradient_moved(const GradientRule& rule, const double* sums) {
+DECOCT_BOTH RowCoefficients row_gradient_moved(const GradientRule& rule, const double* sums) {
   const double n = root(sums[kSumAA]), m = root(sums[kSumBB]), s = sums[kSumAB];
   const InverseNorms g = inverse_norms(rule, n, m);
   const double of_n = inverse_or_zero(n), of_m = inverse_or_zero(m);

@@ -378,6 +378,22 @@ Plan plan_characteristic(const CharacteristicArguments& arguments, int threads);
 std::vector<int32_t> characteristic_schedule(const CharacteristicArguments& arguments, int threads);
 void characteristic(const CharacteristicArguments& arguments, const Execution& execution);
 
+// Products with a matrix S (size, dim) of random signs that is nowhere stored: out = factor x S^T or,
+// transposed, out = factor x S. Which signs is said in csrc/cpu/random_projection.inl.
+struct RandomProjectionArguments {
+  Matrix x;    // (N, dim), of any floating-point type; transposed: (N, size)
+  Matrix out;  // (N, size), of the type that x is computed in; transposed: (N, dim)
+  uint64_t seed, stream;
+  double factor;
+  bool transposed;
+
+  DType type() const { return x.dtype == DType::float64 ? DType::float64 : DType::float32; }
+};
+
+void check_random_projection(const RandomProjectionArguments& arguments, int threads);
+Plan plan_random_projection(const RandomProjectionArguments& arguments, int threads);
+void random_projection(const RandomProjectionArguments& arguments, const Execution& execution);
+
 void sinkhorn(const SinkhornArguments& arguments, const Execution& execution);
 void kernel_sums(const SumsArguments& arguments, const Execution& execution);
 void kernel_sums_hvp(const HvpArguments& arguments, const Execution& execution);

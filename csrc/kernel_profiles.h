@@ -17,13 +17,8 @@
 // kernels grows like 1 / |d|, along d it cancels against the first. In one dimension there is nothing
 // across d, so both leave the 1 / |d| out (`turning`) instead of subtracting it.
 #pragma once
+#include "host_device.h"
 #include "interface.h"
-
-#if defined(__CUDACC__)
-#define DECOCT_PROFILE __host__ __device__ __forceinline__
-#else
-#define DECOCT_PROFILE static inline __attribute__((always_inline))
-#endif
 
 namespace decoct {
 
@@ -43,8 +38,8 @@ struct ProfileConstants {
 // What depends on the bandwidth s is folded here, once per segment. `unit` is the square of the factor by
 // which the points were divided.
 template <class T>
-DECOCT_PROFILE void set_constants(ProfileConstants<T>& c, const Kernel& kernel, double bandwidth, double unit,
-                                  int64_t dim) {
+DECOCT_BOTH void set_constants(ProfileConstants<T>& c, const Kernel& kernel, double bandwidth, double unit,
+                               int64_t dim) {
   constexpr double log2_e = 1.4426950408889634074;
   c.scales = kernel.scales;
   c.degree = kernel.degree;
@@ -78,7 +73,7 @@ DECOCT_PROFILE void set_constants(ProfileConstants<T>& c, const Kernel& kernel, 
 }
 
 // k(0) of a radial kernel.
-DECOCT_PROFILE double at_zero(const Kernel& kernel) {
+DECOCT_BOTH double at_zero(const Kernel& kernel) {
   return kernel.profile == Profile::energy ? 0 : kernel.scales;
 }
 
@@ -89,7 +84,7 @@ struct Jet {
 
 // 2^exponent, or 2^(bias + exponent), whose factors alone might overflow.
 template <bool Plan, class M, class V>
-DECOCT_PROFILE V decay(V exponent, V bias) {
+DECOCT_BOTH V decay(V exponent, V bias) {
   if constexpr (Plan)
     return M::exp2_of_any(bias + exponent);
   else
@@ -98,7 +93,7 @@ DECOCT_PROFILE V decay(V exponent, V bias) {
 
 // The share of scale l. `root` is sqrt(s) and `inverse` one over it, for the laplacian.
 template <Profile P, int Order, class M, bool Plan, class V, class T>
-DECOCT_PROFILE Jet<V> profile_at(const ProfileConstants<T>& c, int l, V s, V root, V inverse, V bias) {
+DECOCT_BOTH Jet<V> profile_at(const ProfileConstants<T>& c, int l, V s, V root, V inverse, V bias) {
   Jet<V> jet{};
   if constexpr (P == Profile::gaussian) {
     jet.k = decay<Plan, M>(V(s * -c.rate[l]), bias);
@@ -125,7 +120,7 @@ DECOCT_PROFILE Jet<V> profile_at(const ProfileConstants<T>& c, int l, V s, V roo
 
 // One: whether it is known to have one scale. Plan: of a gaussian or laplacian, times 2^bias.
 template <Profile P, int Order, class M, bool One = false, bool Plan = false, class V, class T>
-DECOCT_PROFILE Jet<V> profile(const ProfileConstants<T>& c, V s, V bias = V{}) {
+DECOCT_BOTH Jet<V> profile(const ProfileConstants<T>& c, V s, V bias = V{}) {
   Jet<V> jet{};
   if constexpr (P == Profile::linear) {
     jet.k = s;

@@ -140,4 +140,11 @@ void check_image_gram(const ImageGramArguments& a, int threads) {
   if (a.x.type != a.y.type) throw std::invalid_argument("y: expected the type of x");
 }
 
+void check_random_projection(const RandomProjectionArguments& a, int threads) {
+  if (a.x.rows != a.out.rows || threads < 1)
+    throw std::invalid_argument("plan: expected as many rows of out as of x, and at least one thread");
+  if (a.x.columns > INT32_MAX / 4 || a.out.columns > INT32_MAX / 4 || a.x.rows > INT32_MAX / 4)
+    throw std::invalid_argument("x, out: expected fewer than 2^29 rows and columns");
+}
+
 }  // namespace decoct

@@ -39,12 +39,6 @@ DECOCT_INLINE int64_t least(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
-// run(task) for every task.
-template <class Run>
-static void share_out(int64_t tasks, int threads, Run run) {
-  cpu::parallel_for(tasks, threads, &run, [](void* context, int64_t task, int) { (*(Run*)context)(task); });
-}
-
 // Rows of a matrix, or a result; stride in elements of T.
 template <class T>
 struct Points {
@@ -143,7 +137,7 @@ class Characteristic {
   }
 
   void clear(const Points<T>& points, int64_t rows) const {
-    share_out(ceil_div(rows, kTileHeight), threads_, [=](int64_t part) {
+    for_tasks(ceil_div(rows, kTileHeight), threads_, [=](int64_t part, int) {
       const int64_t first = part * kTileHeight, count = least(rows - first, kTileHeight);
       std::memset(points.data + first * points.stride, 0, count * points.stride * sizeof(T));
     });
@@ -170,7 +164,7 @@ class Characteristic {
     if (a_.out_frequencies.data && !s_.f_sums.data) f_out_.data += j_ * f_out_.stride;
     if (f_out_.data) clear(f_out_, columns_);
     if (s_.sums) std::memset(s_.sums, 0, a_.segments * 2 * kPanelColumns * sizeof(double));
-    share_out(ceil_div(columns_, panel<T>), threads_, [this](int64_t part) {
+    for_tasks(ceil_div(columns_, panel<T>), threads_, [this](int64_t part, int) {
       const int64_t first = part * panel<T>, count = least(columns_ - first, panel<T>);
       pack(a_.frequencies, j_ + first, count, s_.f, first);
       if (!known_) pack_panels(s_.f.data, s_.stride, columns_, a_.dim(), s_.panels, part, part + 1);
@@ -195,17 +189,17 @@ class Characteristic {
 
   void run_panel() {
     const int64_t tile_rows = ceil_div(rows_, kTileHeight), tile_columns = ceil_div(columns_, kColumns);
-    share_out(tile_rows, threads_, [this](int64_t r) {
+    for_tasks(tile_rows, threads_, [this](int64_t r, int) {
       const int64_t first = r * kTileHeight, count = least(rows_ - first, kTileHeight);
       pack(a_.x, i_ + first, count, s_.x, first);
       if (s_.x_tangents.data) pack(a_.tangent_x, i_ + first, count, s_.x_tangents, first);
     });
-    share_out(tile_rows * tile_columns, threads_,
-              [=](int64_t task) { run_tile(task / tile_columns, task % tile_columns); });
+    for_tasks(tile_rows * tile_columns, threads_,
+              [=](int64_t task, int) { run_tile(task / tile_columns, task % tile_columns); });
     const int64_t chunks = ceil_div(s_.stride, kProductColumns);
     const int64_t of_x = x_out_.data ? tile_rows * chunks : 0;
     const int64_t of_f = f_out_.data ? ceil_div(columns_, kTileHeight) * chunks : 0;
-    share_out(of_x + of_f, threads_, [=](int64_t task) {
+    for_tasks(of_x + of_f, threads_, [=](int64_t task, int) {
       if (task < of_x)
         add_to_rows(task / chunks * kTileHeight, task % chunks * kProductColumns);
       else

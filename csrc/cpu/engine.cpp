@@ -7,6 +7,7 @@
 #include "isa.h"
 #include "norm.h"
 #include "per_sample.h"
+#include "random_projection.h"
 #include "sinkhorn.inl"
 
 namespace decoct {
@@ -96,6 +97,8 @@ const Engine DECOCT_ENGINE(DECOCT_ISA) = {DECOCT_NAME(DECOCT_ISA),
                                           DECOCT_ISA::image_squares_bytes,
                                           DECOCT_ISA::image_gram,
                                           DECOCT_ISA::image_gram_bytes,
+                                          DECOCT_ISA::random_projection,
+                                          DECOCT_ISA::random_projection_bytes,
                                           DECOCT_ISA::characteristic,
                                           DECOCT_ISA::characteristic_workspace,
                                           DECOCT_ISA::barycenter,

@@ -137,6 +137,13 @@ Plan plan_image_gram(const ImageGramArguments& a, int threads) {
   check_image_gram(a, threads);
   return plan_of(cpu::engine().image_gram_bytes(a, threads));
 }
+Plan plan_random_projection(const RandomProjectionArguments& a, int threads) {
+  check_random_projection(a, threads);
+  return plan_of(cpu::engine().random_projection_bytes(a) * threads);
+}
+void random_projection(const RandomProjectionArguments& a, const Execution& e) {
+  cpu::engine().random_projection(a, cpu::on_huge_pages(e));
+}
 Plan plan_characteristic(const CharacteristicArguments& a, int threads) {
   Plan plan;
   plan.schedule = characteristic_schedule(a, threads);

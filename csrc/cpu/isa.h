@@ -24,6 +24,8 @@ struct Engine {
   int64_t (*image_squares_bytes)(const LayerPair&);  // of one thread
   void (*image_gram)(const ImageGramArguments&, const Execution&);
   int64_t (*image_gram_bytes)(const ImageGramArguments&, int threads);
+  void (*random_projection)(const RandomProjectionArguments&, const Execution&);
+  int64_t (*random_projection_bytes)(const RandomProjectionArguments&);  // of one thread
   void (*characteristic)(const CharacteristicArguments&, const Execution&);
   int64_t (*characteristic_workspace)(const CharacteristicArguments&);
   void (*barycenter)(const BarycenterArguments&, const Execution&);

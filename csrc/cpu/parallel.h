@@ -15,4 +15,15 @@ enum class Share { free, numbered };
 // Serial for one task, one thread, or in a forked child, where the parent's workers do not exist.
 void parallel_for(int64_t tasks, int threads, void* context, TaskFunction run, Share share = Share::free);
 
+// task(number, worker) for all of them.
+template <class Task>
+static inline void for_tasks(int64_t tasks, int threads, const Task& task, Share share = Share::free) {
+  const auto run = [](void* context, int64_t number, int worker) { (*(const Task*)context)(number, worker); };
+  parallel_for(tasks, threads, (void*)&task, run, share);
+}
+
 }  // namespace decoct::cpu
+
+namespace decoct {
+using cpu::for_tasks;
+}

@@ -49,13 +49,6 @@ inline int64_t bands_of(int64_t rows) {
   return bands ? bands : 1;
 }
 
-// task(number, worker) for all tasks.
-template <class Task>
-static void for_tasks(int64_t tasks, int threads, const Task& task, cpu::Share share = cpu::Share::free) {
-  const auto run = [](void* context, int64_t number, int worker) { (*(const Task*)context)(number, worker); };
-  cpu::parallel_for(tasks, threads, (void*)&task, run, share);
-}
-
 // The larger one; NaN where either is.
 inline double larger(double p, double q) {
   return p > q || p != p ? p : q;

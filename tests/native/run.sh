@@ -30,7 +30,7 @@ compile() {  # output, source, flags...
   fi
 }
 # Compiled once for each instruction set; all else once.
-units=" engine barycenter characteristic_mean class_gradients gradient_distance image_gram image_squares norm "
+units=" engine barycenter characteristic_mean class_gradients gradient_distance image_gram image_squares norm random_projection "
 for isa in "${!machine[@]}"; do
   for unit in $units; do
     # shellcheck disable=SC2086
