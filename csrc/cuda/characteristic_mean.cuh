@@ -18,17 +18,13 @@
 // operands are read where the caller has them, in any type and stride, on their way to shared memory through
 // registers.
 #pragma once
-#include "score.cuh"
+#include "pair_product.cuh"
 #include "trigonometry.cuh"
 
 namespace decoct::cuda {
 
 constexpr int kPanelRows = 2048, kPanelColumns = 2048;
 
-template <class T>
-constexpr Shape pair_shape = sizeof(T) == 8 ? Shape::medium : Shape::square;
-template <class Point>
-constexpr int kPairStep = sizeof(Point) == 8 ? 16 : 32;
 constexpr int kHalves = 2;  // of the rows of a tile: a thread has a column of one
 constexpr int kTilePitch = 65;
 
@@ -49,114 +45,6 @@ struct CharacteristicView {
   int32_t segments, dim, rows, columns;
   int32_t i, j, panel_rows, panel_columns;  // the panel: its first row and column, and how many there are
 };
-
-// Rows of an operand of a product, k running along or across them.
-template <class T>
-struct Operand {
-  const void* data;
-  DType dtype;
-  int64_t first, row_step, k_step;
-  int rows;  // that exist
-  bool along_rows;
-};
-
-// The elements of a tile of `Rows` x k that a thread brings in.
-template <int Rows, int Step>
-struct PairShare {
-  static constexpr int kCount = Rows * Step / kThreads;
-  int row, k, row_step, k_step;
-
-  DECOCT_DEVICE explicit PairShare(bool along_rows) {
-    const int t = thread_index();
-    row = along_rows ? t % Rows : t / Step;
-    k = along_rows ? t / Rows : t % Step;
-    row_step = along_rows ? 0 : kThreads / Step;
-    k_step = along_rows ? kThreads / Rows : 0;
-  }
-};
-
-// sums += L R^T for a tile of rows of L and of R.
-template <class A>
-struct PairProduct {
-  using T = typename A::T;
-  using Point = typename A::Point;
-  using Tile = ScoreTile<pair_shape<T>>;
-  static constexpr int kStep = kPairStep<Point>, kPitch = row_pitch<Point>(kStep);
-  static constexpr int kStage = (Tile::kRows + Tile::kColumns) * kPitch;
-  using Left = PairShare<Tile::kRows, kStep>;
-  using Right = PairShare<Tile::kColumns, kStep>;
-
-  template <class Share>
-  static DECOCT_DEVICE void fetch(const Operand<T>& operand, int begin, int depth,
-                                  T (&numbers)[Share::kCount]) {
-    const Share share(operand.along_rows);
-    with_numbers<T>(operand, [&](const auto* data, auto widen) {
-#pragma unroll
-      for (int s = 0; s < Share::kCount; ++s) {
-        const int row = share.row + s * share.row_step, k = begin + share.k + s * share.k_step;
-        const bool there = row < operand.rows && k < depth;
-        numbers[s] = there ? widen(data[operand.first + row * operand.row_step + k * operand.k_step]) : T(0);
-      }
-    });
-  }
-
-  template <class Share>
-  static DECOCT_DEVICE void store(Point* stage, bool along_rows, const T (&numbers)[Share::kCount]) {
-    const Share share(along_rows);
-#pragma unroll
-    for (int s = 0; s < Share::kCount; ++s)
-      stage[(share.row + s * share.row_step) * kPitch + share.k + s * share.k_step] =
-          A::point(A::weight(numbers[s]));
-  }
-
-  // Nobody uses `stages` before it any more, and its end is a barrier.
-  static DECOCT_DEVICE void add(Point* stages, const Operand<T>& left, const Operand<T>& right, int depth,
-                                T (&sums)[Tile::kM][Tile::kN][4]) {
-    T of_left[Left::kCount] = {}, of_right[Right::kCount] = {};
-    const int steps = (depth + kStep - 1) / kStep;
-    // Of the step before it, each pass multiplies what came.
-    for (int step = 0; step <= steps; ++step) {
-      if (step < steps) {
-        fetch<Left>(left, step * kStep, depth, of_left);
-        fetch<Right>(right, step * kStep, depth, of_right);
-      }
-      if (step > 0) {
-        const Point* stage = stages + (step - 1) % 2 * kStage;
-        A::multiply_rows(sums, stage + Tile::row() * kPitch, kPitch,
-                         stage + (Tile::kRows + Tile::column()) * kPitch, kPitch, kStep);
-      }
-      if (step < steps) {
-        Point* stage = stages + step % 2 * kStage;
-        store<Left>(stage, left.along_rows, of_left);
-        store<Right>(stage + Tile::kRows * kPitch, right.along_rows, of_right);
-      }
-      sync_block();
-    }
-  }
-
-  // use(row, column, sum) for each of the thread's.
-  template <class Use>
-  static DECOCT_DEVICE void each(const T (&sums)[Tile::kM][Tile::kN][4], Use use) {
-    const int g = lane_index() / 4, t = lane_index() % 4;
-#pragma unroll
-    for (int m = 0; m < Tile::kM; ++m)
-#pragma unroll
-      for (int n = 0; n < Tile::kN; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          use(Tile::row() + m * 16 + e / 2 * 8 + g, Tile::column() + n * 8 + 2 * t + e % 2, sums[m][n][e]);
-  }
-};
-
-// Rows of the caller as an operand, k along them; and their columns, k across.
-template <class T>
-DECOCT_DEVICE Operand<T> by_rows(const Source& s, int first, int rows) {
-  return {s.data, s.dtype, first * s.stride, s.stride, 1, rows, false};
-}
-template <class T>
-DECOCT_DEVICE Operand<T> by_columns(const Source& s, int first_row, int first, int columns) {
-  return {s.data, s.dtype, first_row * s.stride + first, 1, s.stride, columns, true};
-}
 
 // Stages of a product, then in their place tiles of scores.
 template <class A>
