@@ -13,6 +13,7 @@ import gradients
 import layers
 import means
 import norms
+import projections
 import samplewise
 import transport
 from decoct import reference
@@ -241,6 +242,7 @@ OPS: dict[str, Op] = {
         *layers.OPS,
         *means.OPS,
         *samplewise.OPS,
+        *projections.OPS,
     )
 }
 CASES = [(op.name, sample.name) for op in OPS.values() for sample in op.samples()]

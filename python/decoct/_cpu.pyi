@@ -344,3 +344,9 @@ def barycenter(
     workspace: Matrix,
     threads: int,
 ) -> None: ...
+def plan_random_projection(
+    *, x: Matrix, out: Matrix, transposed: bool, threads: int
+) -> tuple[npt.NDArray[np.int32], int]: ...
+def random_projection(
+    *, x: Matrix, out: Matrix, transposed: bool, seed: int, stream: int, factor: float, execution: Execution
+) -> None: ...

@@ -65,7 +65,13 @@ from decoct._cpu import (
     plan_image_squares as plan_image_squares,
 )
 from decoct._cpu import (
+    plan_random_projection as plan_random_projection,
+)
+from decoct._cpu import (
     plan_segment_outer as plan_segment_outer,
+)
+from decoct._cpu import (
+    random_projection as random_projection,
 )
 from decoct._cpu import (
     segment_outer as segment_outer,

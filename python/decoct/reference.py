@@ -29,6 +29,7 @@ from decoct._reference_layers import (
     segment_outer,
 )
 from decoct._reference_means import characteristic_mean, segment_moments
+from decoct._reference_projections import random_projection, random_signs
 from decoct.kernels import Kernel, resolve
 from decoct.ops._kernel_values import distances, kernel_values
 from decoct.ops.sinkhorn import SinkhornSolution
@@ -54,6 +55,8 @@ __all__ = [
     "mmd",
     "per_sample_gradients",
     "per_sample_norms",
+    "random_projection",
+    "random_signs",
     "segment_moments",
     "segment_outer",
     "sinkhorn_divergence",

@@ -16,6 +16,8 @@ from decoct.ops.kernel_mean import kernel_mean
 from decoct.ops.mmd import mmd
 from decoct.ops.norm import group_norm, instance_norm
 from decoct.ops.per_sample_norms import clipped_gradient_sum, per_sample_norms
+from decoct.ops.projected_gradients import projected_gradients
+from decoct.ops.random_projection import random_projection
 from decoct.ops.segment_moments import segment_moments
 from decoct.ops.sinkhorn import SinkhornSolution, sinkhorn_divergence, sinkhorn_potentials
 
@@ -41,6 +43,8 @@ __all__ = [
     "median_bandwidth",
     "mmd",
     "per_sample_norms",
+    "projected_gradients",
+    "random_projection",
     "release_scratch",
     "segment_moments",
     "sinkhorn_divergence",
