@@ -13,6 +13,7 @@
 #include "characteristic_checks.h"
 #include "gradient_checks.h"
 #include "layer_checks.h"
+#include "projection_checks.h"
 #include "sample_checks.h"
 #include "transport_checks.h"
 
@@ -415,11 +416,19 @@ struct Group {
   const char* name;
   void (*test)();
 };
-const Group kGroups[] = {
-    {"small", test_small},     {"fused", test_fused},          {"weights", test_weights},
-    {"hvp", test_hvps},        {"matvec", test_matvecs},       {"rows", test_rows},
-    {"norm", test_norms},      {"transport", test_transports}, {"layers", test_layers},
-    {"samples", test_samples}, {"gradients", test_lists},      {"characteristic", test_characteristics}};
+const Group kGroups[] = {{"small", test_small},
+                         {"fused", test_fused},
+                         {"weights", test_weights},
+                         {"hvp", test_hvps},
+                         {"matvec", test_matvecs},
+                         {"rows", test_rows},
+                         {"norm", test_norms},
+                         {"transport", test_transports},
+                         {"layers", test_layers},
+                         {"samples", test_samples},
+                         {"gradients", test_lists},
+                         {"characteristic", test_characteristics},
+                         {"projections", test_projections}};
 
 std::set<const void*> launched;
 

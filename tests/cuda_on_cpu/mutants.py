@@ -22,6 +22,7 @@ import layer_mutants
 import memory_mutants
 import norm_mutants
 import number_mutants
+import projection_mutants
 import sample_mutants
 from mutant import Mutant
 
@@ -161,6 +162,7 @@ def main(words: list[str]) -> int:
         memory_mutants,
         norm_mutants,
         number_mutants,
+        projection_mutants,
         sample_mutants,
     )
     known = [mutant for module in modules for mutant in module.MUTANTS]

@@ -66,7 +66,7 @@ group() {
 }
 # The tests of the emulation choose their orders themselves.
 start env -u DECOCT_CUDA_ON_CPU_ORDER "$build/emulation_test"
-for name in transport layers samples small fused weights hvp matvec rows norm gradients characteristic; do start group "$name"; done
+for name in transport layers samples small fused weights hvp matvec rows norm gradients characteristic projections; do start group "$name"; done
 wait_for_all
 
 # Kernels of the program, as nm knows them, against those whose offsets were told.

@@ -41,7 +41,7 @@ from throughput import Prediction
 
 CAPABILITIES = (80, 90)
 KERNELS_AT_MOST = (
-    165  # 81 over pairs, which take the time to compile, 24 over rows, 44 over images, 16 over lists
+    169  # 85 over pairs, which take the time to compile, 24 over rows, 44 over images, 16 over lists
 )
 WARPS_OF_MULTIPROCESSOR = 64
 
@@ -81,6 +81,8 @@ CEILINGS = {
     "characteristic_product<Float64>": 156,
     "characteristic_product<*>": 252,
     "characteristic_sums<*>": 48,
+    "random_projection<Float64>": 156,
+    "random_projection<*>": 222,
     "outer<Float64>": 168,
     "outer<Tf32x3>": 204,
     "outer<*>": 168,
@@ -138,7 +140,7 @@ def expected_kernels() -> list[str]:
         names += [f"score<{arithmetic}, {s}, {p}>" for s in shapes for p in ("gaussian", "others")]
         names += [f"product<{arithmetic}, {s}>" for s in dict.fromkeys([*shapes, "medium"])]
         names.append(f"hvp<{arithmetic}, medium>")
-        kinds = ("transport", *LAYER_KINDS, "characteristic_product")
+        kinds = ("transport", *LAYER_KINDS, "characteristic_product", "random_projection")
         names += [f"{kind}<{arithmetic}>" for kind in kinds]
         names += [f"characteristic<{arithmetic}, {op}>" for op in ("value", "grad", "second")]
         widths = [] if double else [32, 64, 128, 256]
@@ -203,7 +205,7 @@ def least_counts(name: str) -> dict[str, int]:
     kind = name.partition("<")[0]
     arguments = name.partition("<")[2].rstrip(">").split(", ")
     least: dict[str, int] = {}
-    square = ("transport", *LAYER_KINDS, "characteristic", "characteristic_product")
+    square = ("transport", *LAYER_KINDS, "characteristic", "characteristic_product", "random_projection")
     tensor = kind in ("score", "fused", "product", "hvp", *square)
     if tensor and arguments[0] not in ("Float64", "Differences"):
         fused = kind == "fused"

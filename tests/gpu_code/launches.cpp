@@ -35,6 +35,7 @@ void launch(void (*kernel)(Parameters...), const Launch& l, const Arguments&...)
 #include "pairs_float64.cu"
 #include "pairs_tf32.cu"
 #include "pairs_tf32x3.cu"
+#include "random_projection.cu"
 #include "rows.cu"
 #include "sinkhorn.cu"
 #include "sizes.cpp"

@@ -10,6 +10,7 @@ void test_gradient_distance();
 void test_transport();
 void test_layers();
 void test_characteristic();
+void test_projections();
 void test_samples();
 
 namespace {
@@ -338,6 +339,7 @@ int main(int count, char** names) {
   test_transport();
   test_layers();
   test_characteristic();
+  test_projections();
   test_samples();
   test_refusals();
   std::printf("%d passed, %d failed\n", passed, failed);
