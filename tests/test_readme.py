@@ -67,6 +67,7 @@ def test_signatures_are_those_of_the_functions() -> None:
     named = {"mmd", "kernel_mean", "kernel_matvec", "sinkhorn_divergence", "gradient_distance"}
     named |= {"class_gradients", "group_norm", "instance_norm", "characteristic_mean", "segment_moments"}
     named |= {"per_sample_norms", "clipped_gradient_sum", "gradient_gram"}
+    named |= {"random_projection", "projected_gradients"}
     assert {name for name, _ in found} == named
     for name, text in found:
         words = [word.strip() for word in " ".join(text.split()).split(",")]
