@@ -69,6 +69,19 @@ def test_entries_depend_on_their_place_alone() -> None:
         assert 0.48 < differs.double().mean() < 0.52
 
 
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "size"), [((0, 7), 5), ((3, 0), 5), ((3, 7), 0), ((0, 0), 0), ((2, 0, 4), 3)]
+)
+def test_nothing_to_project(shape: tuple[int, ...], size: int, transpose: bool) -> None:
+    x = torch.ones(shape, requires_grad=True)
+    y = decoct.random_projection(x, size, transpose=transpose)
+    assert y.shape == (*shape[:-1], size)
+    assert torch.equal(y, reference.random_projection(x, size, transpose=transpose))
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient, torch.zeros(shape))
+
+
 def test_products_are_kept() -> None:
     x, y = rows(2, 500)
     size = 4000

@@ -30,12 +30,13 @@ def _philox(counter: list[npt.NDArray[np.uint64]], key: int) -> list[npt.NDArray
 def random_signs(size: int, dim: int, *, seed: int = 0, stream: int = 0) -> Tensor:
     """(size, dim) of 1.0 and -1.0 in float64: bit d % 32 of word d // 32 % 4 of Philox at the counter
     (d // 128, j, stream) under the key `seed` makes entry (j, d) negative."""
-    numbers = np.arange(size, dtype=np.uint64), np.arange(-(-dim // 128), dtype=np.uint64)
+    blocks = -(-dim // 128)
+    numbers = np.arange(size, dtype=np.uint64), np.arange(blocks, dtype=np.uint64)
     j, block = np.meshgrid(*numbers, indexing="ij")
     halves = [np.full_like(j, stream & 0xFFFFFFFF), np.full_like(j, stream >> 32)]
     words = np.stack(_philox([block, j, *halves], seed), -1)  # (size, blocks, 4)
     bits = words[..., None] >> np.arange(32, dtype=np.uint64) & np.uint64(1)
-    signs = 1.0 - 2.0 * bits.reshape(size, -1)[:, :dim].astype(np.float64)
+    signs = 1.0 - 2.0 * bits.reshape(size, 128 * blocks)[:, :dim].astype(np.float64)
     return torch.from_numpy(signs)
 
 
