@@ -60,7 +60,7 @@ void run_characteristic(const std::string& op, const Matrix& x, const Matrix& fr
   a.out_frequencies = given(out_frequencies, "out_frequencies", f, d, type);
   a.out_weights = given(out_weights, "out_weights", n, 1, type);
   a.products = given(products, "products", n, f, type);
-  check(!products || n <= 1 || a.products.stride == f, "products: expected no gaps between rows");
+  check(!products || n <= 1 || f == 0 || a.products.stride == f, "products: expected no gaps between rows");
   const bool value = a.op == CharacteristicOp::value, second = a.op == CharacteristicOp::second;
   check(
       !cosine == !sine && (cosine || !value) && (second || value || !cosine),
