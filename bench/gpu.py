@@ -2,7 +2,7 @@
 
     python bench/gpu.py                                  # everything
     python bench/gpu.py --skip timings ceilings          # some of it: the checks
-    python bench/gpu.py --ops gradients                  # all of it for some ops: mmd, sinkhorn, gradients
+    python bench/gpu.py --ops gradients                  # all of it for some ops, as --ops gradients samples
     python bench/gpu.py --rows 'sinkhorn 5000*'          # some rows of the timings; --list prints their names
     python bench/gpu.py --device emulated                # the same at toy size, without a GPU
 
@@ -37,13 +37,22 @@ from gpu_timings import NO_TIME
 HERE = Path(__file__).resolve().parent
 TESTS = {
     "gradients": ("test_gradient_distance.py", "test_norm.py", "test_class_gradients.py"),
-    "sinkhorn": ("test_sinkhorn.py", "test_sinkhorn_edges.py", "test_sinkhorn_schedule.py"),
+    "samples": ("test_per_sample.py", "test_projected_gradients.py"),
+    "means": ("test_characteristic_mean.py", "test_segment_moments.py"),
+    "sinkhorn": (
+        "test_sinkhorn.py",
+        "test_sinkhorn_edges.py",
+        "test_sinkhorn_schedule.py",
+        "test_barycenter.py",
+    ),
     "mmd": ("test_mmd.py",),
 }
 """By op; the contract's tests come with all of them, those of the op alone."""
 WORDS = {
-    "gradients": ("gradient_distance", "class_gradients", "_norm", "segment_"),
-    "sinkhorn": ("sinkhorn", "apply_plan"),
+    "gradients": ("gradient_distance", "class_gradients", "_norm", "segment_outer", "segment_convolve"),
+    "samples": ("image_", "per_sample", "projection", "projected"),
+    "means": ("characteristic", "segment_moments"),
+    "sinkhorn": ("sinkhorn", "apply_plan", "barycenter"),
     "mmd": ("mmd", "kernel_m"),
 }
 """Of the names of an op's tests, in the contract and in files of its own."""

@@ -22,8 +22,12 @@ from torch import Tensor
 import decoct
 import gpu_gradient_paths
 import gpu_paths
+import gpu_sample_paths
 import harness
 from decoct.networks import ConvNet
+from decoct.ops._image_gram import image_gram
+from decoct.ops._image_squares import image_squares
+from decoct.ops._segment_outer import LINEAR
 from gpu_device import Device, open_device
 from gpu_paths import FORMS, rows
 
@@ -162,6 +166,45 @@ class Step(Problem):
         return decoct.gradient_distance(*sides, classes=True)
 
 
+class Samples(Problem):
+    """Norms of a layer's per-sample gradients and their inner products with others; forms: a convolution, and
+    rows without positions."""
+
+    rules = ("norms", "inner products")
+
+    def make(self) -> tuple[Tensor, Tensor]:
+        side = 6 if self.form == "ragged" else 1
+        self.convolution = [3, 3, 1, 1, 1, 1, 1, 1, 1] if self.form == "ragged" else list(LINEAR)
+        shapes = ((3, self.columns, side, side), (7, self.columns, side, side))
+        x, y = (torch.empty(shape, device=self.device.device) for shape in shapes)
+        return x, y
+
+    def value(self) -> Tensor:
+        mine = self.y, self.y.sin()[:, :5]
+        if self.rule == "norms":
+            return image_squares(*mine, self.convolution, True)[0]
+        return image_gram(*mine, self.x, self.x[:, :5], self.convolution, True)
+
+
+class Characteristic(Problem):
+    rules = ("first", "second")
+
+    def value(self) -> Tensor:
+        ends = {} if self.form == "dense" else {"x_offsets": FORMS[self.form]["y_offsets"]}
+        means = decoct.characteristic_mean(self.y, self.x, **ends)
+        value = torch.cat(means).square()
+        if self.rule == "first":
+            return value
+        return torch.autograd.grad(value.sum(), self.y, create_graph=True)[0].cos().sum()
+
+
+class Projection(Problem):
+    rules = ("plain",)
+
+    def value(self) -> Tensor:
+        return decoct.random_projection(self.y, 33, seed=3).square()
+
+
 def _same(ours: tuple[Tensor, ...], expected: tuple[Tensor, ...], what: str) -> None:
     assert all(torch.equal(p, q) for p, q in zip(ours, expected, strict=True)), f"{what}: other bits"
 
@@ -229,6 +272,8 @@ PROBLEMS: dict[str, tuple[type[Problem], ...]] = {
     "sinkhorn": (Sinkhorn,),
     "mmd": (Mmd,),
     "gradients": (Distance, Norm, Step),
+    "samples": (Samples, Projection),
+    "means": (Characteristic,),
 }
 """By what --ops of gpu.py calls them."""
 ALL_WIDTHS = (Mmd,)
@@ -249,20 +294,22 @@ def graphs(device: Device, ops: Sequence[str]) -> Iterator[Check]:
             )
 
 
+def _in_turns(*paths: Iterator[Any]) -> Iterator[Any]:
+    return filter(None, itertools.chain.from_iterable(itertools.zip_longest(*paths)))
+
+
 def sanitized(device: Device, ops: Sequence[str]) -> Iterator[Check]:
     """Of all ops in turns, so that a budget that ends has seen the commonest of each."""
-    gradients = itertools.zip_longest(
-        gpu_gradient_paths.distances(device.toy),
-        gpu_gradient_paths.norms(device.toy),
-        gpu_gradient_paths.layers(device.toy),
-    )
+    toy = device.toy
+    gradients, samples = gpu_gradient_paths, gpu_sample_paths
     paths = {
-        "sinkhorn": gpu_paths.transports(device.toy),
+        "sinkhorn": gpu_paths.transports(toy),
         "mmd": gpu_paths.sums(),
-        "gradients": filter(None, itertools.chain.from_iterable(gradients)),
+        "gradients": _in_turns(gradients.distances(toy), gradients.norms(toy), gradients.layers(toy)),
+        "samples": _in_turns(samples.of_samples(toy), samples.of_projections(toy)),
+        "means": samples.of_means(toy),
     }
-    turns = itertools.zip_longest(*(paths[name] for name in paths if name in ops))
-    for name, call in filter(None, itertools.chain.from_iterable(turns)):
+    for name, call in _in_turns(*(paths[name] for name in paths if name in ops)):
         yield name, partial(call, device)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import gpu_gradients
+import gpu_samples
 import mmd_cases
 import mmd_contenders
 import peaks
@@ -164,5 +165,5 @@ def of_clouds() -> list[Row]:
 
 def listed(patterns: Sequence[str] = ("*",)) -> list[Row]:
     """All rows whose names match: those that need no building first, each op's by importance."""
-    rows = sorted([*of_clouds(), *gpu_gradients.listed()], key=lambda row: row.built)
+    rows = sorted([*of_clouds(), *gpu_gradients.listed(), *gpu_samples.listed()], key=lambda row: row.built)
     return [row for row in rows if any(fnmatch.fnmatchcase(row.name, pattern) for pattern in patterns)]

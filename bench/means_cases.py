@@ -45,7 +45,7 @@ class Case:
     def drawn(self, like: Tensor) -> Tensor:
         """The frequencies."""
         generator = torch.Generator().manual_seed(1)
-        return torch.randn(self.frequencies, self.columns, generator=generator).to(like.dtype)
+        return torch.randn(self.frequencies, self.columns, generator=generator).to(like)
 
     def ends(self, count: int) -> list[int]:
         return [c * count for c in range(self.classes + 1)]

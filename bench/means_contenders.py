@@ -28,7 +28,7 @@ def two_products(f: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def combined(real: tuple[Tensor, Tensor] | None, synthetic: tuple[Tensor, Tensor]) -> Tensor:
     """A value of each class that depends on all of the means."""
-    weight = torch.linspace(0.5, 1.5, synthetic[0].shape[-1]).to(synthetic[0].dtype)
+    weight = torch.linspace(0.5, 1.5, synthetic[0].shape[-1]).to(synthetic[0])
     if real is None:
         return ((synthetic[0] + 2 * synthetic[1]) * weight).mean(-1)
     parts = [(a - b).square() * weight for a, b in zip(real, synthetic, strict=True)]
@@ -87,7 +87,7 @@ def _prepared(case: Case, y: Tensor) -> Tensor:
 
 
 def index_add(case: Case, x: Tensor, y: Tensor) -> Any:
-    of_row = torch.arange(case.classes).repeat_interleave(case.rows_synthetic)
+    of_row = torch.arange(case.classes).repeat_interleave(case.rows_synthetic).to(y.device)
 
     def loss() -> Tensor:
         sums = y.new_zeros(case.classes, case.columns).index_add(0, of_row, _prepared(case, y))

@@ -52,8 +52,8 @@ class Case:
         x = torch.randn(self.images, *shape, generator=generator)
         return x, torch.randn(self.others, *shape, generator=generator)
 
-    def targets(self, count: int) -> Tensor:
-        return torch.arange(count) % 10
+    def targets(self, images: Tensor) -> Tensor:
+        return torch.arange(len(images), device=images.device) % 10
 
     def work(self) -> peaks.Work | None:
         """Of an MLP's inner products: both products of all pairs, and the two passes."""
@@ -86,13 +86,10 @@ def exact(case: Case, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """In float64, from one pass for each sample."""
     from decoct import reference
 
-    net = case.net(fused=False).double()
+    net = case.net(fused=False).double().to(x.device)
     gradients = [
         torch.cat(
-            [
-                g.flatten(1)
-                for g in reference.per_sample_gradients(net, part.double(), case.targets(len(part)))
-            ],
+            [g.flatten(1) for g in reference.per_sample_gradients(net, part.double(), case.targets(part))],
             1,
         )
         for part in (x, y)

@@ -33,11 +33,11 @@ def _reduced(case: Case, gradients: list[Tensor]) -> Tensor:
 def ours(case: Case, x: Tensor, y: Tensor) -> Any:
     import decoct
 
-    net = case.net()
+    net = case.net().to(x)
 
     def passed(images: Tensor) -> decoct.Capture:
         with decoct.capture(net) as pairs:
-            loss = F.cross_entropy(net(images), case.targets(len(images)), reduction="sum")
+            loss = F.cross_entropy(net(images), case.targets(images), reduction="sum")
         pairs.backward(loss)
         return pairs
 
@@ -52,20 +52,20 @@ def ours(case: Case, x: Tensor, y: Tensor) -> Any:
     return call
 
 
-def _per_sample(case: Case, chunk: int | None) -> Callable[[Tensor], list[Tensor]]:
-    net = case.net(fused=False)
+def _per_sample(case: Case, like: Tensor, chunk: int | None) -> Callable[[Tensor], list[Tensor]]:
+    net = case.net(fused=False).to(like)
     parameters = {name: p.detach() for name, p in net.named_parameters()}
 
     def loss(weights: dict[str, Tensor], row: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(torch.func.functional_call(net, weights, (row[None],)), target[None])
 
     gradient = torch.func.vmap(torch.func.grad(loss), (None, 0, 0), chunk_size=chunk)
-    return lambda images: list(gradient(parameters, images, case.targets(len(images))).values())
+    return lambda images: list(gradient(parameters, images, case.targets(images)).values())
 
 
 def vmap(chunk: int | None) -> Callable[..., Any]:
     def build(case: Case, x: Tensor, y: Tensor) -> Any:
-        gradients = _per_sample(case, chunk)
+        gradients = _per_sample(case, x, chunk)
 
         def call() -> Answer:
             found = gradients(x)
@@ -85,11 +85,11 @@ def hooks(case: Case, x: Tensor, y: Tensor) -> Any:
     warnings.simplefilter("ignore")
     from opacus import GradSampleModule
 
-    net = GradSampleModule(case.net(fused=False), loss_reduction="sum")
+    net = GradSampleModule(case.net(fused=False).to(x), loss_reduction="sum")
 
     def call() -> Answer:
         net.zero_grad()
-        F.cross_entropy(net(x), case.targets(len(x)), reduction="sum").backward()
+        F.cross_entropy(net(x), case.targets(x), reduction="sum").backward()
         return _answer(_reduced(case, [p.grad_sample for p in net.parameters()]))
 
     return call
@@ -101,13 +101,13 @@ def ghost(case: Case, x: Tensor, y: Tensor) -> Any:
     from opacus.grad_sample import GradSampleModuleFastGradientClipping
 
     net = GradSampleModuleFastGradientClipping(
-        case.net(fused=False), max_grad_norm=LIMIT, use_ghost_clipping=True, loss_reduction="sum"
+        case.net(fused=False).to(x), max_grad_norm=LIMIT, use_ghost_clipping=True, loss_reduction="sum"
     )
 
     def call() -> Answer:
         net.zero_grad()
         net.enable_hooks()
-        losses = F.cross_entropy(net(x), case.targets(len(x)), reduction="none")
+        losses = F.cross_entropy(net(x), case.targets(x), reduction="none")
         losses.sum().backward(retain_graph=case.kind == "clipped")
         norms = net.get_norm_sample()
         if case.kind == "norms":
@@ -121,13 +121,13 @@ def ghost(case: Case, x: Tensor, y: Tensor) -> Any:
 
 
 def loop(case: Case, x: Tensor, y: Tensor) -> Any:
-    net = case.net()
+    net = case.net().to(x)
     parameters = list(net.parameters())
 
     def gradients(images: Tensor) -> list[Tensor]:
         rows = [
             torch.autograd.grad(F.cross_entropy(net(row), target), parameters)
-            for row, target in zip(images.split(1), case.targets(len(images)).split(1), strict=True)
+            for row, target in zip(images.split(1), case.targets(images).split(1), strict=True)
         ]
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 

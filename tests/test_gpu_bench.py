@@ -25,6 +25,8 @@ PATTERNS = (
     "gradients class gradients 10x256, highest",
     "gradients norm * 640x128x32x32, highest",
     "gradients dc step 10x(256,10), high",
+    "samples * convnet 64*, highest",
+    "means characteristic 1024x10x(256,10)x256, high",
 )
 BUILT = ", built at run time"
 ROWS = [
@@ -39,6 +41,11 @@ ROWS = [
     PATTERNS[5],
     *(f"gradients norm {stage} 640x128x32x32, highest" for stage in ("forward", "backward", "second")),
     PATTERNS[7],
+    *(
+        f"samples {kind}, highest"
+        for kind in ("norms convnet 64", "clipped convnet 64", "gram convnet 64x16")
+    ),
+    PATTERNS[9],
 ]
 
 
@@ -80,7 +87,7 @@ def test_a_run_at_toy_size(tmp_path: Path) -> None:
     statuses = {name: found["status"] for name, found in record["stages"].items()}
     skipped = dict.fromkeys(("tests", "sanitizer"), "skipped")
     assert statuses == {**dict.fromkeys(("build", "graphs", "ceilings", "timings"), "passed"), **skipped}
-    assert record["stages"]["graphs"]["passed"] == 60 + 28 + 30 + 20 + 10
+    assert record["stages"]["graphs"]["passed"] == 60 + 28 + 30 + 20 + 10 + 30 + 20
     rows = {row["name"]: row["contenders"] for row in record["stages"]["timings"]["rows"]}
     assert sorted(rows) == sorted(ROWS)
     for name, contenders in rows.items():
@@ -188,7 +195,9 @@ def test_a_failed_check_is_a_failure(
         assert ("bad: AssertionError: on purpose" in found.get("why", "")) == (len(checked) > 1)
 
 
-@pytest.mark.parametrize("op", ["Mmd", "Sinkhorn", "Distance", "Norm", "Step"])
+@pytest.mark.parametrize(
+    "op", ["Mmd", "Sinkhorn", "Distance", "Norm", "Step", "Samples", "Characteristic", "Projection"]
+)
 def test_what_the_checks_of_graphs_find(op: str, emulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import gpu_checks
 
@@ -239,6 +248,26 @@ def test_paths_of_gradient_matching(emulated: Any) -> None:
             for word in words:
                 assert any(f", {form}" in name and word in name for name in names), (form, word)
         calls = {name.split(", ")[-2 - ("weighted" in name)]: call for name, call in listed(toy=True)}
+        for call in calls.values():
+            call(emulated)
+
+
+def test_paths_of_samples_and_means(emulated: Any) -> None:
+    """Each kind of layer, width and size in each dtype and precision; one of each runs."""
+    import gpu_sample_paths as paths
+
+    kinds = {
+        paths.of_samples: [f", {layer}" for layer in paths.LAYERS],
+        paths.of_means: ["D=33, dense", "D=3, ragged", "D=300, dense"],
+        paths.of_projections: [", 5", ", 300, transposed"],
+    }
+    for listed, forms in kinds.items():
+        names = [name for name, _ in listed(toy=False)]
+        assert len(set(names)) == len(names)
+        for form in forms:
+            for word in ("highest", "high,", "medium", "bfloat16", "float64"):
+                assert any(form in name and word in name for name in names), (form, word)
+        calls = {name.split(", ", 3)[3]: call for name, call in listed(toy=True)}
         for call in calls.values():
             call(emulated)
 
