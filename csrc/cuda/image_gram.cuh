@@ -100,10 +100,10 @@ DECOCT_DEVICE void load_numbers(const OuterImages& m, int first, int images, con
                                 typename A::Point* tile) {
   using T = typename A::T;
   constexpr int step = kOuterStep<typename A::Point>;
-  with_reader<T>(m, [&](auto read) {
-    OuterShare<Rows, step>(false).each([&](int, int row, int k) {
+  with_numbers<T>(m, [&](const auto* numbers, auto widen) {
+    OuterShare<Rows, step, false>().each([&](int, int row, int k) {
       const bool there = places[k] >= 0 && first + row < images;
-      const T value = there ? read((int64_t)(first + row) * m.image + places[k]) : T(0);
+      const T value = there ? widen(numbers[(int64_t)(first + row) * m.image + places[k]]) : T(0);
       tile[row * row_pitch<typename A::Point>(step) + k] = A::point(A::weight(value));
     });
   });
@@ -171,9 +171,9 @@ DECOCT_KERNEL instantiate_kernel(OuterProblem<typename A::T> p, bool wants_bias,
   using Tile = typename Block::Tile;
   Shared shared;
   const int image = block_index() / tiles;
-  const Block block(p, OuterTask{0, image, image + 1, -1}, shared, first + block_index() % tiles);
+  Block block(p, OuterTask{0, image, image + 1, -1}, shared, first + block_index() % tiles);
   const bool with_bias = wants_bias && block.first_column == 0;
-  T bias[Block::Left::kCount] = {}, sums[Tile::kM][Tile::kN][4] = {};
+  T bias[Block::kLeft] = {}, sums[Tile::kM][Tile::kN][4] = {};
   add_positions<A>(block, with_bias, sums, bias);
   typename A::Point* to = out + (int64_t)block_index() * kTileNumbers<T>;
   const int g = lane_index() / 4, t = lane_index() % 4;

@@ -33,9 +33,9 @@ DECOCT_KERNEL squares_kernel(OuterProblem<typename A::T> p, bool wants_bias, Til
   Shared shared;
   double* partial = shared.take<double>(kWarps);
   const int tiles = p.groups * p.output_tiles * p.patch_tiles, image = block_index() / tiles;
-  const Block block(p, OuterTask{0, image, image + 1, -1}, shared, block_index() % tiles);
+  Block block(p, OuterTask{0, image, image + 1, -1}, shared, block_index() % tiles);
   const bool with_bias = wants_bias && block.first_column == 0;
-  T bias[Block::Left::kCount] = {}, sums[Tile::kM][Tile::kN][4] = {};
+  T bias[Block::kLeft] = {}, sums[Tile::kM][Tile::kN][4] = {};
   add_positions<A>(block, with_bias, sums, bias);
   // Outputs and columns that do not exist are zero.
   double weight = 0, of_bias = 0;
@@ -81,21 +81,22 @@ DECOCT_KERNEL single_squares_kernel(OuterProblem<T> p, T* weight, int64_t weight
   double total = 0, of_bias = 0;
   for (int group = 0; group < p.groups; ++group) {
     double d = 0, a = 0;
-    with_reader<T>(p.d, [&](auto read) {
+    with_numbers<T>(p.d, [&](const auto* numbers, auto widen) {
       for (int o = thread_index(); o < p.outputs; o += kThreads) {
-        const double value = (double)read(image * p.d.image + (int64_t)(group * p.outputs + o) * p.d.channel);
+        const double value =
+            (double)widen(numbers[image * p.d.image + (int64_t)(group * p.outputs + o) * p.d.channel]);
         d += value * value;
       }
     });
-    with_reader<T>(p.a, [&](auto read) {
+    with_numbers<T>(p.a, [&](const auto* numbers, auto widen) {
       for (int k = thread_index(); k < p.patch; k += kThreads) {
         const int taps = p.kernel[0] * p.kernel[1];
         const int y = k % taps / p.kernel[1] * p.dilation[0] - p.padding[0];
         const int x = k % taps % p.kernel[1] * p.dilation[1] - p.padding[1];
         if (y < 0 || y >= p.height || x < 0 || x >= p.width) continue;
         const double value =
-            (double)read(image * p.a.image + (int64_t)(group * p.channels + k / taps) * p.a.channel +
-                         (int64_t)y * p.a.row + (int64_t)x * p.a.column);
+            (double)widen(numbers[image * p.a.image + (int64_t)(group * p.channels + k / taps) * p.a.channel +
+                                  (int64_t)y * p.a.row + (int64_t)x * p.a.column]);
         a += value * value;
       }
     });

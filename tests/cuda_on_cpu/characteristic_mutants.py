@@ -3,6 +3,7 @@
 from mutant import asan, plain, tsan
 
 FILE, UNIT = "characteristic_mean.cuh", "characteristic_mean"
+PRODUCT = "pair_product.cuh"
 VALUE = "characteristic:characteristic ragged 0 highest value"
 GRAD = "characteristic:characteristic ragged 0 highest grad"
 SECOND = "characteristic:characteristic ragged 0 highest second"
@@ -74,7 +75,7 @@ MUTANTS = [
     ),
     plain(
         "characteristic: products end before the last numbers",
-        FILE,
+        PRODUCT,
         "(depth + kStep - 1) / kStep",
         "depth / kStep",
         UNIT,
@@ -114,7 +115,7 @@ MUTANTS = [
     ),
     asan(
         "characteristic: rows beyond the last one are read",
-        FILE,
+        PRODUCT,
         "const bool there = row < operand.rows && k < depth;",
         "const bool there = k < depth;",
         UNIT,
@@ -138,7 +139,7 @@ MUTANTS = [
     ),
     tsan(
         "characteristic: no barrier between steps",
-        FILE,
+        PRODUCT,
         "      sync_block();\n    }\n  }\n\n  // use(row",
         "    }\n  }\n\n  // use(row",
         UNIT,

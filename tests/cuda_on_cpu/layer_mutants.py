@@ -129,8 +129,8 @@ MUTANTS = [
     tsan(
         "layers: no barrier between steps",
         FILE,
-        "    sync_block();\n  }\n  block.write(sums);",
-        "  }\n  block.write(sums);",
+        "    sync_block();\n  }\n}\n",
+        "  }\n}\n",
         UNIT,
         PLAIN,
     ),
@@ -145,8 +145,8 @@ MUTANTS = [
     tsan(
         "layers: no barrier before sums of the bias are added",
         FILE,
-        "    sync_block();\n    const int row = thread_index(), output",
-        "    const int row = thread_index(), output",
+        "    sync_block();\n    const int row = thread_index();\n",
+        "    const int row = thread_index();\n",
         UNIT,
         PLAIN,
     ),
