@@ -14,8 +14,10 @@
 // Bytes: a, d, b and e once, or, instantiated, as often as class_gradients.inl reads them; K once, or, as
 // scratch, once for each tile. Bound: the multiply-adds.
 //
-// Where y is x, the half above the diagonal is formed, and mirrored. Row blocks of K are tasks, which also
-// own what they mirror; their sizes, and the order of all sums, depend on shapes only.
+// Where y is x, the half above the diagonal is formed, and mirrored. Blocks of K are tasks, which also own
+// what they mirror. All of y passes a block of rows: where a row of y is one position, blocks have as many
+// rows as do not leave the cache, and share the columns. Their sizes, and the order of all sums, depend on
+// shapes only.
 #pragma once
 #include "gemm_tile.h"
 #include "patches.inl"
@@ -25,7 +27,7 @@ namespace DECOCT_ISA {
 
 constexpr int64_t kTileBytes = int64_t{24} << 20;   // of instantiated gradients
 constexpr int64_t kLeastRows = 16, kMostRows = 64;  // of a block of K
-constexpr int64_t kGramTasks = 16;
+constexpr int64_t kGramTasks = 8;
 
 template <class T>
 struct GramShape {
@@ -34,6 +36,7 @@ struct GramShape {
   int64_t x_positions, y_positions;
   bool factored;
   int64_t row_images, row_blocks;  // images of a block of K's rows
+  int64_t column_parts;            // factored: of such a block, tasks
   int64_t columns, panels;         // of K, padded; factored: columns are positions
   int64_t tiles, length;           // instantiated: of a group, and the most numbers of a tile
   int64_t patch_pitch,
@@ -54,11 +57,15 @@ struct GramShape {
         pairs * t * s * (double)(outputs + patch) < ((double)n * t + (double)m * s + pairs) * product ||
         x_positions * y_positions <= 1;
     const int64_t x_rows = factored ? larger(x_positions, 1) : 1;
-    const int64_t rows = larger(smaller(n * x_rows / kGramTasks, kMostRows), kLeastRows);
+    const bool shared_columns = factored && y_positions == 1;
+    const int64_t rows =
+        shared_columns ? kMostRows : larger(smaller(n * x_rows / kGramTasks, kMostRows), kLeastRows);
     row_images = larger(rows / x_rows, 1);
     row_blocks = ceil_div(n, row_images);
     columns = round_up(factored ? m * y_positions : m, width<T>);
     panels = ceil_div(columns, panel<T>);
+    column_parts =
+        shared_columns ? smaller(ceil_div(kGramTasks, larger(row_blocks, 1)), larger(panels, 1)) : 1;
     const int64_t most = kTileBytes / (int64_t)sizeof(T) / larger(n + m, 1) / (panel<T> * x.taps);
     const int64_t block = larger(smaller(smaller(x.block, y.block), most), 1);
     x.set_block(block);
@@ -215,10 +222,10 @@ struct GramRun {
   }
   T* row(int64_t i) const { return (T*)a.gram.data + i * a.gram.stride; }
 
-  // Of a symmetric K: what lies behind the diagonal in these rows, to before it.
-  void mirror(int64_t first, int64_t end) const {
+  // Of a symmetric K: what lies behind the diagonal in these rows and columns, to before it.
+  void mirror(int64_t first, int64_t end, int64_t column, int64_t end_column) const {
     for (int64_t i = first; i < end; ++i)
-      for (int64_t j = i + 1; j < s.m; ++j) row(j)[i] = row(i)[j];
+      for (int64_t j = larger(i + 1, column); j < end_column; ++j) row(j)[i] = row(i)[j];
   }
 };
 
@@ -254,23 +261,30 @@ static void whole_product(int64_t rows, int vectors, int64_t depth, const T* lef
 }
 
 template <class T>
-static void factored_rows(void* context, int64_t task, int worker) {
+static void factored_block(void* context, int64_t task, int worker) {
   const GramRun<T>& run = *(const GramRun<T>*)context;
   const GramShape<T>& s = run.s;
   const GramScratch<T> scratch = run.scratch_of(worker);
-  const int64_t first = task * s.row_images, end = smaller(first + s.row_images, s.n);
+  const int64_t first = task / s.column_parts * s.row_images, end = smaller(first + s.row_images, s.n);
+  const int64_t part = task % s.column_parts;
+  const int64_t first_panel = part * s.panels / s.column_parts,
+                end_panel = (part + 1) * s.panels / s.column_parts;
+  const int64_t end_image = part + 1 == s.column_parts ? s.m : end_panel * panel<T>;
+  const int64_t begin = larger(run.a.self ? first : 0, first_panel * panel<T> / larger(s.y_positions, 1));
+  if (begin >= end_image) return;
   const int64_t rows = (end - first) * s.x_positions;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t image = first + r / s.x_positions, t = r % s.x_positions;
     pack_patch<T>(run.a.x, run.group, image, t, scratch.patches + r * s.patch_pitch);
     pack_gradient<T>(run.a.x, run.group, image, t, scratch.gradients + r * s.output_pitch);
   }
-  const int64_t begin = run.a.self ? first : 0, begin_column = begin * s.y_positions;
+  // What lies before the diagonal is another's, who mirrors it there.
+  const auto begin_of = [&](int64_t image) { return run.a.self ? larger(image, begin) : begin; };
   if (run.group == 0)
     for (int64_t i = first; i < end; ++i)
-      for (int64_t j = begin; j < s.m; ++j) run.row(i)[j] = T(0);
+      for (int64_t j = begin_of(i); j < end_image; ++j) run.row(i)[j] = T(0);
   const T one = run.a.bias ? T(1) : T(0);
-  for (int64_t at = begin_column / panel<T>; at < s.panels; ++at) {
+  for (int64_t at = begin * s.y_positions / panel<T>; at < end_panel; ++at) {
     const int64_t column = at * panel<T>, count = smaller(panel<T>, s.m * s.y_positions - column);
     const int vectors = vectors_for<T>(count);
     whole_product<T>(rows, vectors, s.patch, scratch.patches, s.patch_pitch,
@@ -279,15 +293,16 @@ static void factored_rows(void* context, int64_t task, int worker) {
                      run.memory.gradients + column * s.outputs, scratch.products);
     for (int64_t r = 0; r < rows; ++r) {
       const T *p = scratch.patch_products + r * panel<T>, *q = scratch.products + r * panel<T>;
-      T* out = run.row(first + r / s.x_positions);
-      const int64_t from = larger(begin_column - column, 0);
+      const int64_t image = first + r / s.x_positions;
+      T* out = run.row(image);
+      const int64_t from = larger(begin_of(image) * s.y_positions - column, 0);
       if (s.y_positions == 1)
         for (int64_t k = from; k < count; ++k) out[column + k] += (p[k] + one) * q[k];
       else
         for (int64_t k = from; k < count; ++k) out[(column + k) / s.y_positions] += (p[k] + one) * q[k];
     }
   }
-  if (run.a.self && run.group + 1 == s.groups) run.mirror(first, end);
+  if (run.a.self && run.group + 1 == s.groups) run.mirror(first, end, begin, end_image);
 }
 
 // The numbers of a tile of one image's gradient, those of the bias behind the others.
@@ -358,7 +373,7 @@ static void write_rows(void* context, int64_t task, int) {
     const int64_t begin = run.a.self ? i : 0;
     std::memcpy(run.row(i) + begin, run.memory.sums + i * s.columns + begin, (s.m - begin) * sizeof(T));
   }
-  if (run.a.self) run.mirror(first, end);
+  if (run.a.self) run.mirror(first, end, 0, s.m);
 }
 
 template <class T>
@@ -372,7 +387,7 @@ static void run_image_gram(const ImageGramArguments& a, const Execution& e) {
   for (run.group = 0; run.group < s.groups; ++run.group) {
     if (s.factored) {
       cpu::parallel_for(s.columns / width<T>, threads, &run, pack_columns<T>);
-      cpu::parallel_for(s.row_blocks, threads, &run, factored_rows<T>);
+      cpu::parallel_for(s.row_blocks * s.column_parts, threads, &run, factored_block<T>);
       continue;
     }
     const int64_t images = s.columns / width<T> + (a.self ? 0 : ceil_div(s.n, width<T>));
