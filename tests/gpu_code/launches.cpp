@@ -168,6 +168,16 @@ void launch_gradients() {
   }
 }
 
+void launch_projections() {
+  for (const DType dtype : {DType::float64, DType::float32})
+    for (const Precision precision : {Precision::highest, Precision::high, Precision::medium}) {
+      const Matrix one{nullptr, 1, 1, 1, dtype};
+      Execution e;
+      e.precision = precision;
+      random_projection({one, one, 0, 0, 1.0, false}, e);
+    }
+}
+
 int main() {
   for (const Profile profile : {Profile::gaussian, Profile::linear}) {
     launch_pairs<Tf32>(profile);
@@ -179,4 +189,5 @@ int main() {
   launch_others<double>();
   launch_gradients();
   launch_characteristics();
+  launch_projections();
 }
