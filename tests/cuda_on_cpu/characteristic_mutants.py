@@ -65,7 +65,7 @@ MUTANTS = [
         UNIT,
         VALUE,
     ),
-    plain(
+    asan(
         "characteristic: the weights are those of the transposed panel",
         FILE,
         "by_x ? kPanelColumns : 1, k_step",
