@@ -178,7 +178,7 @@ DECOCT_KERNEL characteristic_kernel(CharacteristicView<typename A::T> v) {
                    tangents);
   }
   const PairTile<A, Kind> tile{v, (T*)memory, (T*)memory + Tile::kRows * kTilePitch, row, column};
-  Product::each(scores, [&](int i, int j, T sum) {
+  Tile::each(scores, [&](int i, int j, T sum) {
     T* kept = v.products ? v.products + (int64_t)(v.i + row + i) * v.columns + v.j + column + j : nullptr;
     const bool there = kept && row + i < v.panel_rows && column + j < v.panel_columns;
     if (known) sum = there ? *kept : T(0);
@@ -186,7 +186,7 @@ DECOCT_KERNEL characteristic_kernel(CharacteristicView<typename A::T> v) {
     tile.scores[i * kTilePitch + j] = sum;
   });
   if constexpr (second)
-    Product::each(tangents, [&](int i, int j, T sum) { tile.tangents[i * kTilePitch + j] = sum; });
+    Tile::each(tangents, [&](int i, int j, T sum) { tile.tangents[i * kTilePitch + j] = sum; });
   sync_block();
   tile.run();
   if (Kind == CharacteristicOp::value || !v.tile_row_sums) return;
@@ -218,7 +218,7 @@ DECOCT_KERNEL characteristic_product_kernel(CharacteristicView<typename A::T> v,
   const Source& moved = by_x ? v.f_tangents : v.x_tangents;
   if (moved.data) add(v.tangent_weights, moved);
   T* out = (by_x ? v.out_x : v.out_f) + (int64_t)((by_x ? v.i : v.j) + row) * v.dim + d;
-  Product::each(sums, [&](int i, int k, T sum) {
+  Tile::each(sums, [&](int i, int k, T sum) {
     if (i < rows && d + k < v.dim) out[(int64_t)i * v.dim + k] += sum;
   });
 }

@@ -275,19 +275,11 @@ struct OuterBlock {
   }
 
   DECOCT_DEVICE void write(const T (&sums)[Tile::kM][Tile::kN][4]) const {
-    const int g = lane_index() / 4, t = lane_index() % 4;
     T* target = weight_target() + (int64_t)(group * p.outputs) * p.patch;
-#pragma unroll
-    for (int m = 0; m < Tile::kM; ++m)
-#pragma unroll
-      for (int n = 0; n < Tile::kN; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int output = first_output + Tile::row() + m * 16 + e / 2 * 8 + g;
-          const int column = first_column + Tile::column() + n * 8 + 2 * t + e % 2;
-          if (output < p.outputs && column < p.patch)
-            target[(int64_t)output * p.patch + column] = sums[m][n][e];
-        }
+    Tile::each(sums, [&](int i, int j, T sum) {
+      const int output = first_output + i, column = first_column + j;
+      if (output < p.outputs && column < p.patch) target[(int64_t)output * p.patch + column] = sum;
+    });
   }
 };
 

@@ -42,17 +42,9 @@ struct GramTile {
   // use(i, j, element) of this thread's.
   template <class Use>
   DECOCT_DEVICE void each(const GramProblem<T>& p, T (&sums)[Tile::kM][Tile::kN][4], Use use) const {
-    const int g = lane_index() / 4, t = lane_index() % 4;
-#pragma unroll
-    for (int m = 0; m < Tile::kM; ++m)
-#pragma unroll
-      for (int n = 0; n < Tile::kN; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int i = row + Tile::row() + m * 16 + e / 2 * 8 + g;
-          const int j = column + Tile::column() + n * 8 + 2 * t + e % 2;
-          if (i < p.n && j < p.m) use(i, j, sums[m][n][e]);
-        }
+    Tile::each(sums, [&](int i, int j, T sum) {
+      if (row + i < p.n && column + j < p.m) use(row + i, column + j, sum);
+    });
   }
 };
 

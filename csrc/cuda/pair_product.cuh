@@ -104,19 +104,6 @@ struct PairProduct {
       sync_block();
     }
   }
-
-  // use(row, column, sum) for each of the thread's.
-  template <class Use>
-  static DECOCT_DEVICE void each(const T (&sums)[Tile::kM][Tile::kN][4], Use use) {
-    const int g = lane_index() / 4, t = lane_index() % 4;
-#pragma unroll
-    for (int m = 0; m < Tile::kM; ++m)
-#pragma unroll
-      for (int n = 0; n < Tile::kN; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          use(Tile::row() + m * 16 + e / 2 * 8 + g, Tile::column() + n * 8 + 2 * t + e % 2, sums[m][n][e]);
-  }
 };
 
 // Rows of the caller as an operand, k along them; and their columns, k across.

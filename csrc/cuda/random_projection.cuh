@@ -98,7 +98,7 @@ DECOCT_KERNEL random_projection_kernel(ProjectionView<typename A::T> v) {
   Product::add(
       stages, by_rows<T>(v.x, row, v.rows - row), false,
       [&](int begin, T(&numbers)[Product::Right::kCount]) { signs.fetch(begin, numbers); }, v.depth, sums);
-  Product::each(sums, [&](int i, int j, T sum) {
+  Tile::each(sums, [&](int i, int j, T sum) {
     if (row + i < v.rows && column + j < v.columns)
       v.out[(row + i) * v.out_stride + column + j] = v.factor * sum;
   });

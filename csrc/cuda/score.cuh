@@ -24,6 +24,19 @@ struct ScoreTile {
 
   static DECOCT_DEVICE int row() { return warp_index() / kWarpColumns * kM * 16; }
   static DECOCT_DEVICE int column() { return warp_index() % kWarpColumns * kN * 8; }
+
+  // use(row, column, sum) for each of the thread's.
+  template <class T, class Use>
+  static DECOCT_DEVICE void each(const T (&sums)[kM][kN][4], Use use) {
+    const int g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int n = 0; n < kN; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          use(row() + m * 16 + e / 2 * 8 + g, column() + n * 8 + 2 * t + e % 2, sums[m][n][e]);
+  }
 };
 
 // Elements of one step of k.

@@ -140,8 +140,8 @@ MUTANTS = [
     tsan(
         "characteristic: no barrier between steps",
         PRODUCT,
-        "      sync_block();\n    }\n  }\n\n  // use(row",
-        "    }\n  }\n\n  // use(row",
+        "      sync_block();\n    }\n  }\n};\n",
+        "    }\n  }\n};\n",
         UNIT,
         VALUE,
     ),

@@ -98,8 +98,8 @@ MUTANTS = [
     asan(
         "samples: inner products beyond the last one are written",
         GRAM,
-        "if (i < p.n && j < p.m) use",
-        "if (i < p.n) use",
+        "if (row + i < p.n && column + j < p.m) use",
+        "if (row + i < p.n) use",
         "image_gram",
         FEW,
     ),
