@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,14 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def emulated(bench: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Takes the place of the CPU's own kernels until the test ends."""
+def emulated(bench: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Takes the place of the CPU's own kernels until the test ends, as do precisions that it sets."""
     from gpu_device import Emulated
 
     monkeypatch.setitem(decoct.ops.backends, "cpu", decoct.ops.backends["cpu"])
-    return Emulated()
+    precision = torch.get_float32_matmul_precision()
+    yield Emulated()
+    torch.set_float32_matmul_precision(precision)
 
 
 def test_a_run_at_toy_size(tmp_path: Path) -> None:
@@ -91,7 +94,8 @@ def test_a_run_at_toy_size(tmp_path: Path) -> None:
     rows = {row["name"]: row["contenders"] for row in record["stages"]["timings"]["rows"]}
     assert sorted(rows) == sorted(ROWS)
     for name, contenders in rows.items():
-        assert contenders["decoct"]["share"] > 0, name
+        # Of networks without a closed count of operations there is no bound.
+        assert name.startswith("samples") or contenders["decoct"]["share"] > 0, name
         assert contenders["decoct"]["ratio"]["median"] == 1, name
         peers = [entry for entry in contenders.values() if not entry["ours"]]
         assert len(peers) >= 1, name
