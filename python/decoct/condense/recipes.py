@@ -217,6 +217,14 @@ def objective(recipe: Recipe) -> Objective:
     return METHODS[recipe.method](recipe)
 
 
+_SMALL_VIEWS = ("crop", "scale", "rotate")
+"""Of small images, and of those that a network for barycentres is trained on."""
+_WHOLE = {"datadam": 100.0, "ncfm": 300.0}
+"""The published weights of the whole."""
+_RATES = {"datadam": 0.1}
+"""Learning rates for each row of a class, where they are not 0.3."""
+
+
 def default_recipe(method: str, shape: Sequence[int], *, flip: bool = False) -> Recipe:
     """Settings for rows of this shape: images of at most 12 pixels, larger images, or vectors.
 
@@ -229,54 +237,38 @@ def default_recipe(method: str, shape: Sequence[int], *, flip: bool = False) -> 
     steps and smaller batches, k-means centroids to begin with, the average of the last steps as the result,
     and idc's learning rate, which is for hundreds of steps instead of hundreds of thousands.
     """
-    if method in GRADIENT_METHODS:
-        return _gradient_recipe(method, shape, flip)
-    if method in ("datadam", "ncfm"):
-        return _map_recipe(method, shape)
-    if method == "wmdd":
-        return _barycenter_recipe(shape)
-    linear = method != "mmd"
-    recipe = Recipe(method=method, identity=0.0 if linear else 0.1, average=0.5)
-    if len(shape) != 3:
-        return recipe.replace(identity=1.0, network="mlp", lr_per_row=0.3, augment=(), chunk=1024)
-    if max(shape[1:]) <= 12:
-        return recipe.replace(
-            lr_per_row=0.3 if linear else 1.0, augment=("crop", "scale", "rotate"), chunk=128
-        )
-    return recipe.replace(lr_per_row=0.3 if linear else 15.0, steps=200, bf16=True)
-
-
-def _map_recipe(method: str, shape: Sequence[int]) -> Recipe:
-    """Of datadam and ncfm, whose published weights of the whole, 100 and 300, are in `convnet`; for fewer
-    steps, and with fresh random networks for either."""
-    recipe = Recipe(method=method, convnet=100.0 if method == "datadam" else 300.0, average=0.5)
-    rate = 0.1 if method == "datadam" else 0.3
-    if len(shape) != 3:
-        return recipe.replace(network="mlp", lr_per_row=rate, augment=(), chunk=1024)
-    if max(shape[1:]) <= 12:
-        return recipe.replace(lr_per_row=rate, augment=("crop", "scale", "rotate"), chunk=128)
-    return recipe.replace(lr_per_row=rate, steps=200)
-
-
-def _barycenter_recipe(shape: Sequence[int]) -> Recipe:
-    """Of wmdd: a row has its own point to come to, so that views are of no use and no step is random."""
-    image, small = len(shape) == 3, max(shape[1:], default=0) <= 12
-    network = "convnet" if image else "mlp"
-    recipe = Recipe(
-        method="wmdd", network=network, augment=(), lr_per_row=0.3, net_momentum=0.9, net_batch=64
-    )
-    return recipe.replace(
-        net_augment=("crop", "scale", "rotate") if image else (), chunk=128 if small else 32
-    )
-
-
-def _gradient_recipe(method: str, shape: Sequence[int], flip: bool) -> Recipe:
-    """Of dc and dsa (Zhao et al. 2021, Zhao and Bilen 2021) and idc (Kim et al. 2022)."""
-    image, small = len(shape) == 3, max(shape[1:], default=0) <= 12
-    network = "convnet" if image else "mlp"
-    recipe = Recipe(method=method, network=network, lr=0.1, average=0.5, augment=())
-    if image and not small:
+    image = len(shape) == 3
+    small = image and max(shape[1:]) <= 12
+    recipe = Recipe(method=method, average=0.5, lr_per_row=_RATES.get(method, 0.3))
+    if not image:
+        recipe = recipe.replace(network="mlp", augment=(), chunk=1024)
+    elif small:
+        recipe = recipe.replace(augment=_SMALL_VIEWS, chunk=128)
+    else:
         recipe = recipe.replace(steps=200)
+    if method in GRADIENT_METHODS:
+        return _gradient_recipe(recipe, image, small, flip)
+    if method == "wmdd":
+        return _barycenter_recipe(recipe, image)
+    if method in _WHOLE:
+        return recipe.replace(convnet=_WHOLE[method])
+    if not image:
+        return recipe.replace(identity=1.0)
+    if method == "mmd":
+        recipe = recipe.replace(identity=0.1, lr_per_row=1.0 if small else 15.0)
+    return recipe.replace(bf16=not small)
+
+
+def _barycenter_recipe(recipe: Recipe, image: bool) -> Recipe:
+    """Of wmdd: a row has its own point to come to, so that views are of no use and no step is random."""
+    views = _SMALL_VIEWS if image else ()
+    return recipe.replace(augment=(), average=0.0, net_momentum=0.9, net_batch=64, net_augment=views)
+
+
+def _gradient_recipe(recipe: Recipe, image: bool, small: bool, flip: bool) -> Recipe:
+    """Of dc and dsa (Zhao et al. 2021, Zhao and Bilen 2021) and idc (Kim et al. 2022)."""
+    method = recipe.method
+    recipe = recipe.replace(lr=0.1, augment=())
     if method == "dsa" and image:
         views = STRATEGIES if flip else tuple(view for view in STRATEGIES if view != "flip")
         recipe = recipe.replace(augment=views, net_augment=views)
@@ -292,7 +284,7 @@ def _gradient_recipe(method: str, shape: Sequence[int], flip: bool) -> Recipe:
             net_batch=64,
             batch_synthetic=128,
             lr=None,
-            lr_per_row=1e-2 if small else 1e-3,
+            lr_per_row=1e-3 if image and not small else 1e-2,
         )
         if image:
             recipe = recipe.replace(
