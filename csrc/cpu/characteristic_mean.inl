@@ -11,8 +11,8 @@
 //
 // x (N, D), f (F, D). Each sum of products is one matrix product of 2 N F D operations: value 1; grad 1, and
 // 1 for each of x and f; second 1, 1 for each tangent, and up to 2 for each of x and f. Beside them a sine
-// and a cosine of each pair, some 40 instructions a vector. Bytes: of x and f what the products' panels take
-// from cache.
+// and a cosine of each pair, some 40 instructions a vector. Bytes: of x and f what the products' panels and
+// strips take from cache; each is copied at most once for every way in which a product reads it.
 //
 // Where the caller keeps the products t of a value, grad does not compute them again.
 //
@@ -34,6 +34,7 @@ constexpr int64_t kPanelRows = 5 * kTileHeight, kPanelColumns = 960;
 constexpr int64_t kPanelPitch = kPanelColumns + 16;   // not a multiple of 2 KiB
 constexpr int64_t kProductColumns = 192;              // of a task of the second step
 constexpr int64_t kParallelPairs = int64_t{1} << 15;  // times D
+constexpr int64_t kWholeBytes = 16 << 20;             // of x that is copied as a whole
 
 DECOCT_INLINE int64_t least(int64_t a, int64_t b) {
   return a < b ? a : b;
@@ -46,10 +47,22 @@ struct Points {
   int64_t stride;
 };
 
+// Rows as products with weights read them: strips of one panel's columns, zero past D, each with all of the
+// rows one after the other. Long rows themselves would be a new page for every vector.
+template <class T>
+struct Strips {
+  T* data;
+  int64_t rows;
+
+  T* at(int64_t row, int64_t d) const { return data + (d / panel<T> * rows + row) * panel<T>; }
+};
+
 template <class T>
 struct CharacteristicLayout {
-  int64_t stride;  // of packed rows: whole vectors, zero past D
-  Points<T> x, f, x_tangents, f_tangents;
+  int64_t stride;   // of rows that are copied
+  Points<T> x, f;   // copies
+  bool x_is_whole;  // all of x is copied, once
+  Strips<T> x_strips, f_strips, x_tangents, f_tangents;
   T *panels, *tangent_panels;    // of the frequencies, for scores
   Points<T> x_sums, f_sums;      // of a result that is no place to add whole vectors to
   T *weights, *tangent_weights;  // P or G, and with tangents P
@@ -58,18 +71,24 @@ struct CharacteristicLayout {
 
   CharacteristicLayout(const CharacteristicArguments& a, Arena& arena) {
     stride = round_up(a.dim(), width<T>);
-    if (stride * (int64_t)sizeof(T) % 2048 == 0) stride += width<T>;
+    if (fights(stride)) stride += width<T>;
     const int64_t rows = least(a.rows(), kPanelRows), columns = least(a.columns(), kPanelColumns);
-    const bool second = a.op == CharacteristicOp::second;
+    const bool second = a.op == CharacteristicOp::second, scored = !known(a);
     const auto points = [&](bool wanted, int64_t count) {
       return Points<T>{wanted ? arena.take<T>(count * stride) : nullptr, stride};
     };
+    const auto strips = [&](bool wanted, int64_t count) {
+      return Strips<T>{wanted ? arena.take<T>(count * round_up(a.dim(), panel<T>)) : nullptr, count};
+    };
     const int64_t panels_size = round_up(columns, panel<T>) * a.dim();
-    x = points(true, rows);
-    f = points(true, columns);
-    panels = arena.take<T>(panels_size);
-    x_tangents = points(a.tangent_x.data, rows);
-    f_tangents = points(a.tangent_frequencies.data, columns);
+    x_is_whole = a.rows() * stride * (int64_t)sizeof(T) <= kWholeBytes;
+    x = points(scored, x_is_whole ? a.rows() : rows);
+    f = points(scored && !is_of<T>(a.frequencies.dtype), columns);
+    panels = scored ? arena.take<T>(panels_size) : nullptr;
+    x_strips = strips(a.out_frequencies.data, rows);
+    f_strips = strips(a.out_x.data, columns);
+    x_tangents = strips(a.tangent_x.data && a.out_frequencies.data, rows);
+    f_tangents = strips(a.tangent_frequencies.data && a.out_x.data, columns);
     tangent_panels = a.tangent_frequencies.data ? arena.take<T>(panels_size) : nullptr;
     x_sums = points(a.out_x.data && !direct(a.out_x), a.rows());
     f_sums = points(a.out_frequencies.data && !direct(a.out_frequencies), columns);
@@ -82,6 +101,14 @@ struct CharacteristicLayout {
     tile_row_sums =
         a.out_weights.data ? arena.take<double>(kPanelColumns / kTileColumns<T> * kPanelRows) : nullptr;
   }
+
+  // Whether the products are the caller's.
+  static bool known(const CharacteristicArguments& a) {
+    return a.products.data && a.op == CharacteristicOp::grad;
+  }
+
+  // Whether rows this far apart want the same lines of a cache.
+  static bool fights(int64_t row_stride) { return row_stride * (int64_t)sizeof(T) % 2048 == 0; }
 
   // Whether whole vectors may be added to where the caller wants the result.
   static bool direct(const Matrix& out) {
@@ -105,12 +132,14 @@ class Characteristic {
     threads_ = work < kParallelPairs * 32. ? 1 : e.threads;
     x_out_ = target(a_.out_x, s_.x_sums);
     second_ = a_.op == CharacteristicOp::second;
-    known_ = a_.products.data && a_.op == CharacteristicOp::grad;
+    known_ = CharacteristicLayout<T>::known(a_);
+    copies_x_ = !known_ && (!is_of<T>(a_.x.dtype) || CharacteristicLayout<T>::fights(a_.x.stride));
   }
 
   void run() {
     if (x_out_.data) clear(x_out_, a_.rows());
     if (s_.row_sums) std::memset(s_.row_sums, 0, a_.rows() * sizeof(double));
+    if (s_.x_is_whole) copy_x(0, a_.rows());
     for (j_ = 0; j_ < a_.columns(); j_ += kPanelColumns) {
       columns_ = least(a_.columns() - j_, kPanelColumns);
       begin_columns();
@@ -149,14 +178,45 @@ class Characteristic {
                   out.columns * sizeof(T));
   }
 
-  // Rows [first, first + count) of the source, zero-padded to whole vectors.
+  // Rows [first, first + count) of the source.
   static void pack(const Matrix& source, int64_t first, int64_t count, const Points<T>& to, int64_t at) {
-    for (int64_t i = 0; i < count; ++i) {
-      T* out = to.data + (at + i) * to.stride;
-      copy_numbers(out, (const char*)source.data + (first + i) * source.stride * element_bytes(source.dtype),
-                   source.dtype, source.columns);
-      std::memset(out + source.columns, 0, (to.stride - source.columns) * sizeof(T));
-    }
+    for (int64_t i = 0; i < count; ++i)
+      copy_numbers(to.data + (at + i) * to.stride, row_of(source, first + i), source.dtype, source.columns);
+  }
+
+  static void pack(const Matrix& source, int64_t first, int64_t count, const Strips<T>& to, int64_t at) {
+    const int64_t bytes = element_bytes(source.dtype);
+    for (int64_t i = 0; to.data && i < count; ++i)
+      for (int64_t d = 0; d < source.columns; d += panel<T>) {
+        const int64_t columns = least(source.columns - d, panel<T>);
+        T* out = to.at(at + i, d);
+        copy_numbers(out, row_of(source, first + i) + d * bytes, source.dtype, columns);
+        std::memset(out + columns, 0, (panel<T> - columns) * sizeof(T));
+      }
+  }
+
+  static const char* row_of(const Matrix& m, int64_t row) {
+    return (const char*)m.data + row * m.stride * element_bytes(m.dtype);
+  }
+
+  // Rows of the caller's from the first one on.
+  static Points<const T> rows_of(const Matrix& m, int64_t first) {
+    return {(const T*)row_of(m, first), m.stride};
+  }
+
+  // Rows [first, first + count) of x into its copy, where the caller's are no good as they are.
+  void copy_x(int64_t first, int64_t count) const {
+    if (!copies_x_) return;
+    for_tasks(ceil_div(count, kTileHeight), threads_, [=](int64_t part, int) {
+      const int64_t at = part * kTileHeight;
+      pack(a_.x, first + at, least(count - at, kTileHeight), s_.x, at);
+    });
+  }
+
+  // The panel's rows of x for scores.
+  Points<const T> x_rows() const {
+    if (!copies_x_) return rows_of(a_.x, i_);
+    return {s_.x.data + (s_.x_is_whole ? i_ * s_.x.stride : 0), s_.x.stride};
   }
 
   void begin_columns() {
@@ -166,11 +226,17 @@ class Characteristic {
     if (s_.sums) std::memset(s_.sums, 0, a_.segments * 2 * kPanelColumns * sizeof(double));
     for_tasks(ceil_div(columns_, panel<T>), threads_, [this](int64_t part, int) {
       const int64_t first = part * panel<T>, count = least(columns_ - first, panel<T>);
-      pack(a_.frequencies, j_ + first, count, s_.f, first);
-      if (!known_) pack_panels(s_.f.data, s_.stride, columns_, a_.dim(), s_.panels, part, part + 1);
-      if (!s_.f_tangents.data) return;
+      pack(a_.frequencies, j_ + first, count, s_.f_strips, first);
       pack(a_.tangent_frequencies, j_ + first, count, s_.f_tangents, first);
-      pack_panels(s_.f_tangents.data, s_.stride, columns_, a_.dim(), s_.tangent_panels, part, part + 1);
+      Points<const T> rows = rows_of(a_.frequencies, j_);
+      if (s_.f.data) {
+        pack(a_.frequencies, j_ + first, count, s_.f, first);
+        rows = {s_.f.data, s_.f.stride};
+      }
+      if (s_.panels) pack_panels(rows.data, rows.stride, columns_, a_.dim(), s_.panels, part, part + 1);
+      if (!s_.tangent_panels) return;
+      rows = rows_of(a_.tangent_frequencies, j_);
+      pack_panels(rows.data, rows.stride, columns_, a_.dim(), s_.tangent_panels, part, part + 1);
     });
   }
 
@@ -189,14 +255,16 @@ class Characteristic {
 
   void run_panel() {
     const int64_t tile_rows = ceil_div(rows_, kTileHeight), tile_columns = ceil_div(columns_, kColumns);
-    for_tasks(tile_rows, threads_, [this](int64_t r, int) {
+    if (!s_.x_is_whole) copy_x(i_, rows_);
+    const auto pack_strips = [this](int64_t r, int) {
       const int64_t first = r * kTileHeight, count = least(rows_ - first, kTileHeight);
-      pack(a_.x, i_ + first, count, s_.x, first);
-      if (s_.x_tangents.data) pack(a_.tangent_x, i_ + first, count, s_.x_tangents, first);
-    });
+      pack(a_.x, i_ + first, count, s_.x_strips, first);
+      pack(a_.tangent_x, i_ + first, count, s_.x_tangents, first);
+    };
+    if (s_.x_strips.data) for_tasks(tile_rows, threads_, pack_strips);
     for_tasks(tile_rows * tile_columns, threads_,
               [=](int64_t task, int) { run_tile(task / tile_columns, task % tile_columns); });
-    const int64_t chunks = ceil_div(s_.stride, kProductColumns);
+    const int64_t chunks = ceil_div(a_.dim(), kProductColumns);
     const int64_t of_x = x_out_.data ? tile_rows * chunks : 0;
     const int64_t of_f = f_out_.data ? ceil_div(columns_, kTileHeight) * chunks : 0;
     for_tasks(of_x + of_f, threads_, [=](int64_t task, int) {
@@ -235,19 +303,21 @@ class Characteristic {
     const int64_t i0 = r * kTileHeight, i1 = least(i0 + kTileHeight, rows_);
     const int64_t j0 = c * kColumns, j1 = least(j0 + kColumns, columns_);
     T* t = s_.weights + i0 * kPanelPitch + j0;
+    const Points<const T> x = x_rows();
     if (known_)
       copy_products(t, i0, i1, j0, j1);
     else
-      scores(s_.x.data, s_.stride, a_.dim(), s_.panels, t, i0, i1, j0, j1, false, kPanelPitch);
+      scores(x.data, x.stride, a_.dim(), s_.panels, t, i0, i1, j0, j1, false, kPanelPitch);
     if (a_.products.data && !known_) keep_products(t, i0, i1, j0, j1);
     if (second_) {
       T* tau = s_.tangent_weights + i0 * kPanelPitch + j0;
       const int64_t bytes = round_up(j1 - j0, width<T>) * sizeof(T);
       for (int64_t i = 0; i < i1 - i0; ++i) std::memset(tau + i * kPanelPitch, 0, bytes);
-      if (s_.x_tangents.data)
-        scores(s_.x_tangents.data, s_.stride, a_.dim(), s_.panels, tau, i0, i1, j0, j1, true, kPanelPitch);
-      if (s_.f_tangents.data)
-        scores(s_.x.data, s_.stride, a_.dim(), s_.tangent_panels, tau, i0, i1, j0, j1, true, kPanelPitch);
+      const Points<const T> along = rows_of(a_.tangent_x, i_);
+      if (a_.tangent_x.data)
+        scores(along.data, along.stride, a_.dim(), s_.panels, tau, i0, i1, j0, j1, true, kPanelPitch);
+      if (s_.tangent_panels)
+        scores(x.data, x.stride, a_.dim(), s_.tangent_panels, tau, i0, i1, j0, j1, true, kPanelPitch);
     }
     over_pieces(i_ + i0, i_ + i1, [&](int64_t s, int64_t begin, int64_t end) {
       Piece piece{};
@@ -372,14 +442,14 @@ class Characteristic {
 
   // ---- weights times points
 
-  // out[rows, d0:] += A points[:, d0:], A (count x depth) by two strides.
+  // out[:, d0:] += A points[:, d0:], A (count x depth) by two strides.
   void add_chunk(int64_t count, int64_t depth, const T* weights, int64_t row, int64_t step,
-                 const Points<T>& points, const Points<T>& out, int64_t d0) const {
+                 const Strips<T>& points, const Points<T>& out, int64_t d0) const {
     const int64_t end = least(d0 + kProductColumns, round_up(a_.dim(), width<T>));
     for (int64_t k = 0; k < depth; k += kDepth)
       for (int64_t d = d0; d < end; d += panel<T>)
         product<T>(count, vectors_for<T>(end - d), least(depth - k, kDepth), weights + k * step, row, step,
-                   points.data + k * points.stride + d, points.stride, out.data + d, out.stride, true);
+                   points.at(k, d), panel<T>, out.data + d, out.stride, true);
   }
 
   static Points<T> from(const Points<T>& points, int64_t row) {
@@ -387,18 +457,17 @@ class Characteristic {
   }
 
   void add_to_rows(int64_t row, int64_t d0) const {
-    const int64_t count = least(rows_ - row, kTileHeight);
+    const int64_t count = least(rows_ - row, kTileHeight), at = row * kPanelPitch;
     const Points<T> out = from(x_out_, i_ + row);
-    add_chunk(count, columns_, s_.weights + row * kPanelPitch, kPanelPitch, 1, s_.f, out, d0);
+    add_chunk(count, columns_, s_.weights + at, kPanelPitch, 1, s_.f_strips, out, d0);
     if (s_.f_tangents.data)
-      add_chunk(count, columns_, s_.tangent_weights + row * kPanelPitch, kPanelPitch, 1, s_.f_tangents, out,
-                d0);
+      add_chunk(count, columns_, s_.tangent_weights + at, kPanelPitch, 1, s_.f_tangents, out, d0);
   }
 
   void add_to_columns(int64_t column, int64_t d0) const {
     const int64_t count = least(columns_ - column, kTileHeight);
     const Points<T> out = from(f_out_, column);
-    add_chunk(count, rows_, s_.weights + column, 1, kPanelPitch, s_.x, out, d0);
+    add_chunk(count, rows_, s_.weights + column, 1, kPanelPitch, s_.x_strips, out, d0);
     if (s_.x_tangents.data)
       add_chunk(count, rows_, s_.tangent_weights + column, 1, kPanelPitch, s_.x_tangents, out, d0);
   }
@@ -407,7 +476,7 @@ class Characteristic {
   Arena arena_;
   const CharacteristicLayout<T> s_;
   int threads_;
-  bool second_, known_;                             // known_: the products are
+  bool second_, known_, copies_x_;                  // known_: the products are
   Points<T> x_out_, f_out_{};                       // f_out_: from the first of the columns on
   int64_t i_ = 0, j_ = 0, rows_ = 0, columns_ = 0;  // of the panel
 };

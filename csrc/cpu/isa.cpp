@@ -112,6 +112,10 @@ void barycenter(const BarycenterArguments& a, const Execution& e) {
   cpu::engine().barycenter(a, cpu::on_huge_pages(e));
 }
 void characteristic(const CharacteristicArguments& a, const Execution& e) {
+  // Of a size at which allocators ask the system for fresh memory.
+  const int64_t bytes = a.rows() * a.columns() * (a.type() == DType::float64 ? 8 : 4);
+  if (a.products.data && a.op == CharacteristicOp::value && bytes >= 4 << 20)
+    cpu::on_huge_pages(a.products.data, bytes);
   cpu::engine().characteristic(a, cpu::on_huge_pages(e));
 }
 
