@@ -23,7 +23,7 @@ struct Schedule {
   const Task* tasks;
 };
 
-static Schedule read_schedule(const Execution& e) {
+inline Schedule read_schedule(const Execution& e) {
   Schedule s;
   s.header = (const ScheduleHeader*)e.schedule;
   s.starts = e.schedule + sizeof(ScheduleHeader) / 4;
@@ -111,7 +111,7 @@ static void set_anchor(Segment<T>& s, const Kernel& kernel, const double* sums) 
 
 constexpr double kSmallestSquare = 1e-10;  // of 2 s^2 under the "mean" rule
 
-static double length_of(double mean_square) {
+inline double length_of(double mean_square) {
   return __builtin_sqrt((mean_square < kSmallestSquare ? kSmallestSquare : mean_square) / 2);
 }
 

@@ -1,0 +1,346 @@
+// Plans between many rows x_i and few points y_j, with p = 2 and eps = blur^2, for barycentres
+// (barycenter.inl).
+//
+// With e_ij = log2(b_j) + (g_j - |y_j|^2 / 2 + <x_i, y_j>) / (eps ln 2) and the rows' marginal kept exactly,
+//   P_ij = a_i 2^e_ij / sum_k 2^e_ik,      Q_j = sum_i P_ij,
+// so that one pass over the pairs, with one exponential each, is a whole iteration of Sinkhorn's algorithm,
+//   g_j += eps log(b_j / Q_j),
+// and no potential of a row is formed: its square and its potential are the same for all points. The largest
+// exponent of a row is taken off, so that no row's sum is out of range. A point so far from all rows that its
+// Q_j is gets its sum from logarithms (`far_point`).
+//
+// Shapes: x (N, D), y (k, D), scores and plan (k, N). Operations: 2 N k D for the scores, and as many for the
+// sums of rows that the plan weights; a pass some 20 instructions a vector of pairs. Bytes: the rows are read
+// twice, once forward for the scores and once backward for the sums, so that what a second-level cache holds
+// of them is still there; neither product needs another copy of them.
+#pragma once
+#include "products.inl"
+#include "segment.inl"
+#include "stream.inl"
+
+namespace decoct {
+namespace DECOCT_ISA {
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kDotPoints = 10;  // with two rows 20 sums, of 32 registers
+#else
+constexpr int kDotPoints = 5;
+#endif
+constexpr int64_t kDotRows = 8;     // to whose scores a block of points goes before the next block
+constexpr int64_t kPassRows = 512;  // of a task, whose sums are of type T within each lane
+constexpr int64_t kSumRows = 64;    // whose weighted sums are added at a time
+constexpr int64_t kParallelWork = int64_t{1} << 16;
+
+// Sums below it have lost terms.
+template <class T>
+constexpr double kLeastMass = sizeof(T) == 4 ? 1e-28 : 1e-280;
+
+// Scores of `Rows` rows, 1 or 2, with points [j, j + Count).
+template <class T, int Rows, int Count>
+static void dot_products(const T* x, int64_t x_stride, const T* y, int64_t y_stride, int64_t padded, T* out,
+                         int64_t out_stride) {
+  vec<T> sums[Rows][Count] = {};
+  for (int64_t d = 0; d < padded; d += width<T>) {
+    vec<T> row[Rows];
+#pragma GCC unroll 2
+    for (int r = 0; r < Rows; ++r) row[r] = load(x + r * x_stride + d);
+#pragma GCC unroll 10
+    for (int c = 0; c < Count; ++c) {
+      const vec<T> point = load(y + c * y_stride + d);
+#pragma GCC unroll 2
+      for (int r = 0; r < Rows; ++r) sums[r][c] += row[r] * point;
+    }
+  }
+#pragma GCC unroll 10
+  for (int c = 0; c < Count; ++c)
+#pragma GCC unroll 2
+    for (int r = 0; r < Rows; ++r) out[c * out_stride + r] = sum_lanes<T>(sums[r][c]);
+}
+
+template <class T, int Count = kDotPoints>
+DECOCT_INLINE void dot_rows(int64_t rows, int64_t count, const T* x, int64_t x_stride, const T* y,
+                            int64_t y_stride, int64_t padded, T* out, int64_t out_stride) {
+  if constexpr (Count > 0) {
+    if (count != Count)
+      return dot_rows<T, Count - 1>(rows, count, x, x_stride, y, y_stride, padded, out, out_stride);
+    int64_t i = 0;
+    for (; i + 2 <= rows; i += 2)
+      dot_products<T, 2, Count>(x + i * x_stride, x_stride, y, y_stride, padded, out + i, out_stride);
+    if (i < rows)
+      dot_products<T, 1, Count>(x + i * x_stride, x_stride, y, y_stride, padded, out + i, out_stride);
+  }
+}
+
+// A measure's rows, packed once, beside a copy of the points of its barycentre.
+template <class T>
+struct FewPoints {
+  Segment<T> s;  // x: the rows; y: the points
+  T *scores,
+      *plan;  // (k, stride): <x_i, y_j>, of few columns -|x_i - y_j|^2 / 2; P_ij, a row's in its own unit
+  int64_t stride;
+  T* bias;             // (k)
+  double *g, *mass;    // (k): potentials; sums of the plan's rows in the unit that these are in
+  double* log_masses;  // (k): log Q_j
+  T* row_logs;         // (padded N): log2 sum_j 2^e_ij
+  double* parts;       // (tasks, k + 1): of Q, and of the sum of a_i log2 sum_j 2^e_ij
+  double* column_sums;
+  double share;  // of the measure in its group
+  bool finite;
+
+  static int64_t tasks_of(int64_t rows) { return (rows + kPassRows - 1) / kPassRows; }
+
+  void layout(Arena& arena, int64_t rows, int64_t points, int64_t dim) {
+    s.n = s.x.rows = rows;
+    s.m = s.y.rows = points;
+    s.x.dim = s.y.dim = dim;
+    s.x.slabs = s.y.slabs = 1;
+    s.x.wants_grad = s.x.wants_weight = s.y.wants_weight = false;
+    s.y.wants_grad = true;
+    s.centre = arena.take<T>(dim);
+    cloud_layout(s.x, arena, false, rows);
+    cloud_layout(s.y, arena, false, points);
+    stride = padded_stride<T>(rows < kSmallDim ? kSmallDim : rows);
+    scores = arena.take<T>(points * stride);
+    plan = arena.take<T>(points * stride);
+    bias = arena.take<T>(points);
+    g = arena.take<double>(points);
+    mass = arena.take<double>(points);
+    log_masses = arena.take<double>(points);
+    row_logs = arena.take<T>(stride);
+    parts = arena.take<double>(tasks_of(rows) * (points + 1));
+    column_sums = arena.take<double>(dim);
+  }
+};
+
+// Exponents and sums of a pass for one worker.
+template <class T>
+static int64_t lanes_bytes(int64_t points) {
+  return round_up(2 * points * width<T> * (int64_t)sizeof(T), 64);
+}
+
+// What is done with a measure at one eps.
+template <class T>
+struct FewPointsPlan {
+  FewPoints<T>& m;
+  char* lanes;  // lanes_bytes for each worker
+  int threads;
+  double eps;
+
+  int64_t k() const { return m.s.m; }
+  int64_t n() const { return m.s.n; }
+  int64_t dim() const { return m.s.x.dim; }
+  bool small() const { return dim() < kSmallDim; }
+  double unit() const { return m.s.spread * m.s.spread; }
+  double rate() const { return kLog2e * unit() / eps; }
+  const T* weights() const { return m.s.y.weights; }
+  int threads_for(int64_t work) const { return work < kParallelWork ? 1 : threads; }
+
+  // ---- scores
+
+  void score() const {
+    const Cloud<T>&x = m.s.x, &y = m.s.y;
+    for_tasks(FewPoints<T>::tasks_of(n()), threads_for(n() * k() * dim()), [&](int64_t task, int) {
+      const int64_t begin = task * kPassRows, end = begin + kPassRows < n() ? begin + kPassRows : n();
+      if (small()) return score_by_differences(begin, end);
+      const int64_t blocks = (k() + kDotPoints - 1) / kDotPoints;
+      for (int64_t i = begin; i < end; i += kDotRows) {
+        const int64_t rows = end - i < kDotRows ? end - i : kDotRows;
+        for (int64_t next = i + kDotRows; next < i + kDotRows + rows && next < n(); ++next)
+          prefetch(x.points + next * x.stride);
+        for (int64_t block = 0; block < blocks; ++block) {
+          const int64_t j = block * k() / blocks, last = (block + 1) * k() / blocks;
+          dot_rows<T>(rows, last - j, x.points + i * x.stride, x.stride, y.points + j * y.stride, y.stride,
+                      round_up(dim(), width<T>), m.scores + j * m.stride + i, m.stride);
+        }
+      }
+    });
+  }
+
+  // Of so few columns products would cancel, and their length is no matter.
+  void score_by_differences(int64_t begin, int64_t end) const {
+    const Cloud<T>&x = m.s.x, &y = m.s.y;
+    for (int64_t j = 0; j < k(); ++j)
+      for (int64_t i = begin; i < end; ++i) {
+        T sum = 0;
+        for (int64_t d = 0; d < dim(); ++d) {
+          const T difference = x.points[i * x.stride + d] - y.points[j * y.stride + d];
+          sum += difference * difference;
+        }
+        m.scores[j * m.stride + i] = sum * T(-0.5);
+      }
+  }
+
+  void prefetch(const T* row) const {
+    for (int64_t d = 0; d < m.s.x.stride; d += 64 / (int64_t)sizeof(T)) __builtin_prefetch(row + d, 0, 2);
+  }
+
+  // ---- passes over the pairs
+
+  // The part of an exponent that depends on the point alone.
+  double point_bias(int64_t j) const {
+    const double norm = small() ? 0.0 : 0.5 * (double)m.s.y.norms[j], weight = (double)weights()[j];
+    const double logarithm = weight > 0 ? __builtin_log2(weight) : weight == 0 ? (double)kNothing<T> : weight;
+    return logarithm + m.g[j] * (kLog2e / eps) - norm * rate();
+  }
+
+  // Q_j into `mass`; with Last the plan too. Returns the sum of a_i log2 sum_j 2^e_ij with Last.
+  template <bool Last>
+  double pass() const {
+    const int64_t tasks = FewPoints<T>::tasks_of(n()), width_of_parts = k() + 1;
+    for (int64_t j = 0; j < k(); ++j) m.bias[j] = (T)point_bias(j);
+    for_tasks(tasks, threads_for(n() * k() * 4), [&](int64_t task, int worker) {
+      const int64_t begin = task * kPassRows, end = begin + kPassRows < n() ? begin + kPassRows : n();
+      pass_rows<Last>(begin, end, (T*)(lanes + worker * lanes_bytes<T>(k())),
+                      m.parts + task * width_of_parts);
+    });
+    double logs = 0;
+    std::memset(m.mass, 0, k() * sizeof(double));
+    for (int64_t task = 0; task < tasks; ++task) {
+      const double* part = m.parts + task * width_of_parts;
+      for (int64_t j = 0; j < k(); ++j) m.mass[j] += part[j];
+      logs += part[k()];
+    }
+    return logs;
+  }
+
+  template <bool Last>
+  void pass_rows(int64_t begin, int64_t end, T* powers, double* sums) const {
+    T* totals = powers + k() * width<T>;
+    std::memset(totals, 0, k() * width<T> * sizeof(T));
+    const T factor = (T)rate();
+    vec<T> logs = {};
+    for (int64_t i = begin; i < end; i += width<T>) {
+      vec<T> most = splat(-(T)__builtin_inf());
+      for (int64_t j = 0; j < k(); ++j) {
+        const vec<T> e = load(m.scores + j * m.stride + i) * factor + m.bias[j];
+        store(powers + j * width<T>, e);
+        most = e > most ? e : most;
+      }
+      vec<T> sum = {};
+      for (int64_t j = 0; j < k(); ++j) {
+        const vec<T> power = exp2_of_any(load(powers + j * width<T>) - most);
+        store(powers + j * width<T>, power);
+        sum += power;
+      }
+      const vec<T> weight = load(m.s.x.weights + i), scale = weight / sum;
+      for (int64_t j = 0; j < k(); ++j) {
+        const vec<T> part = load(powers + j * width<T>) * scale;
+        store(totals + j * width<T>, load(totals + j * width<T>) + part);
+        if constexpr (Last) store(m.plan + j * m.stride + i, part);
+      }
+      if constexpr (Last) {
+        const auto [log_sum, whole] = log2_parts<T>(sum);
+        const vec<T> log = most + (log_sum + whole) + (sum - sum);  // NaN stays NaN
+        store(m.row_logs + i, log);
+        logs += weight * log;
+      }
+    }
+    for (int64_t j = 0; j < k(); ++j) sums[j] = (double)sum_lanes<T>(load(totals + j * width<T>));
+    sums[k()] = (double)sum_lanes<T>(logs);
+  }
+
+  bool lost(int64_t j) const { return m.finite && weights()[j] > 0 && !(m.mass[j] > kLeastMass<T>); }
+
+  // log Q_j from the logarithms that pass<true> leaves; its row of the plan, in units of the largest entry,
+  // and the sum of that.
+  __attribute__((noinline)) double far_point(int64_t j) const {
+    T* row = m.plan + j * m.stride;
+    const double bias = point_bias(j);
+    const auto exponent = [&](int64_t i) {
+      const double weight = (double)m.s.x.weights[i], score = (double)m.scores[j * m.stride + i];
+      return weight > 0 ? __builtin_log2(weight) + score * rate() + bias - (double)m.row_logs[i]
+                        : -__builtin_inf();
+    };
+    double most = -__builtin_inf(), sum = 0;
+    for (int64_t i = 0; i < n(); ++i) most = exponent(i) > most ? exponent(i) : most;
+    for (int64_t i = 0; i < n(); ++i) {
+      const double part = __builtin_exp2(exponent(i) - most);
+      row[i] = (T)part;
+      sum += part;
+    }
+    m.mass[j] = sum;
+    return (most + __builtin_log2(sum)) / kLog2e;
+  }
+
+  // ---- what the caller asks for
+
+  // Rows of the plan weigh x: its sums into y.grad. `mass` holds the sums of these weights.
+  void add_rows() const {
+    const Cloud<T>&x = m.s.x, &y = m.s.y;
+    std::memset(y.grad, 0, k() * y.stride * sizeof(T));
+    if (small()) {
+      for (int64_t j = 0; j < k(); ++j)
+        for (int64_t d = 0; d < dim(); ++d)
+          y.grad[j * y.stride + d] = (T)sum_over<T>(
+              n(), [&](int64_t i) { return m.plan[j * m.stride + i] * x.points[i * x.stride + d]; });
+      return;
+    }
+    const int64_t vectors = x.stride / width<T>, panels = (vectors + kTileVectors - 1) / kTileVectors;
+    const int64_t blocks = (n() + kSumRows - 1) / kSumRows;
+    const int workers = threads_for(n() * k() * dim());
+    const int64_t tasks = workers > 1 ? panels : 1;
+    for_tasks(tasks, workers, [&](int64_t task, int) {
+      const int64_t first = task * panels / tasks, last = (task + 1) * panels / tasks;
+      for (int64_t block = blocks; block-- > 0;) {
+        const int64_t i = block * kSumRows, rows = n() - i < kSumRows ? n() - i : kSumRows;
+        for (int64_t p = first; p < last; ++p) {
+          // Rows of the block to come, a share of them beside each panel.
+          if (tasks == 1 && block > 0)
+            for (int64_t r = p * kSumRows / panels; r < (p + 1) * kSumRows / panels; ++r)
+              prefetch(x.points + (i - kSumRows + r) * x.stride);
+          const int64_t v = p * vectors / panels, d = v * width<T>;
+          product<T>(k(), (int)((p + 1) * vectors / panels - v), rows, m.plan + i, m.stride, 1,
+                     x.points + i * x.stride + d, x.stride, y.grad + d, y.stride, true);
+        }
+      }
+    });
+  }
+
+  // The plan of these potentials, with the masses of points without a share of it from logarithms. Returns
+  // the value without those: sum_i a_i f_i for the f that g asks for.
+  double finish() const {
+    const double logs = pass<true>();
+    for (int64_t j = 0; j < k(); ++j) m.log_masses[j] = lost(j) ? far_point(j) : __builtin_log(m.mass[j]);
+    double norms = 0;
+    for (int64_t i = 0; !small() && i < n(); ++i)
+      norms += 0.5 * (double)m.s.x.weights[i] * (double)m.s.x.norms[i];
+    add_rows();
+    return unit() * norms - eps / kLog2e * logs;
+  }
+
+  // Potentials for which all marginals are kept: iterations until a share of at most `tolerance` is missed,
+  // or so many; from the ones before, after annealing from first_eps where that is more than eps.
+  void balance(double first_eps, double tolerance, int64_t most) {
+    const double last = eps;
+    for (double at = first_eps; at > last; at /= 4) {
+      eps = at;
+      pass<false>();
+      step();
+    }
+    eps = last;
+    for (int64_t made = 0; made < most; ++made) {
+      pass<false>();
+      if (!(step() > tolerance)) break;
+    }
+  }
+
+  // g_j += eps log(b_j / Q_j). Returns by what share Q missed b before.
+  double step() const {
+    double missed = 0, all = 0;
+    bool any_lost = false;
+    for (int64_t j = 0; j < k(); ++j) any_lost |= lost(j);
+    if (any_lost) pass<true>();
+    for (int64_t j = 0; j < k(); ++j) {
+      const double weight = (double)weights()[j];
+      all += weight;
+      if (weight == 0) continue;
+      const bool far = lost(j);
+      missed += far ? weight : __builtin_fabs(m.mass[j] - weight);
+      m.g[j] += eps * (__builtin_log(weight) - (far ? far_point(j) : __builtin_log(m.mass[j])));
+    }
+    return all == 0 ? 0 : missed / all;
+  }
+};
+
+}  // namespace DECOCT_ISA
+}  // namespace decoct
