@@ -16,7 +16,7 @@
 //
 // Where the caller keeps the products t of a value, grad does not compute them again.
 //
-// A panel of 480 rows by 960 frequencies is worked on at a time, in three steps that tasks share out: tiles
+// A panel of 576 rows by 960 frequencies is worked on at a time, in three steps that tasks share out: tiles
 // of scores, in which sine and cosine are taken, weights left in place of the scores and sums over rows and
 // columns formed; the products of the weights with the rows and with the frequencies, of which a task owns
 // rows and columns of the result; and the sums of the tiles' sums. So no two tasks add into the same memory,
@@ -30,7 +30,7 @@
 namespace decoct {
 namespace DECOCT_ISA {
 
-constexpr int64_t kPanelRows = 5 * kTileHeight, kPanelColumns = 960;
+constexpr int64_t kPanelRows = 6 * kTileHeight, kPanelColumns = 960;
 constexpr int64_t kPanelPitch = kPanelColumns + 16;   // not a multiple of 2 KiB
 constexpr int64_t kProductColumns = 192;              // of a task of the second step
 constexpr int64_t kParallelPairs = int64_t{1} << 15;  // times D
