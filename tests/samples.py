@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+import barycenters
 import decoct
 import gradients
 import layers
@@ -243,6 +244,7 @@ OPS: dict[str, Op] = {
         *means.OPS,
         *samplewise.OPS,
         *projections.OPS,
+        *barycenters.OPS,
     )
 }
 CASES = [(op.name, sample.name) for op in OPS.values() for sample in op.samples()]

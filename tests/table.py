@@ -112,11 +112,16 @@ class Op:
     same_bits: tuple[str, ...] | None = None  # results that no number of threads changes; None: all
     any_order: bool = False  # derivatives of every order are offered
     result_as_input: bool = False  # results are in the dtype of the inputs, not in the one of computation
+    differentiable: bool = True  # False: asking for a gradient raises
 
     def options(self, length: Any, variant: str | None = None) -> dict[str, Any]:
         """A length and one of the variants, the first unless it is named."""
         chosen = self.variants[variant or next(iter(self.variants))]
         return dict(chosen) if self.length is None else {self.length: length, **chosen}
+
+    def names(self, sample: Sample) -> list[str]:
+        """Inputs that a sample is differentiated by."""
+        return list(sample.tensors) if self.differentiable else []
 
     @property
     def has_clouds(self) -> bool:

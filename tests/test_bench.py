@@ -177,3 +177,59 @@ def test_a_row_of_per_sample_gradients(bench: Path, tmp_path: Path, number: int)
     assert all(entry["error"]["value"] < 1e-5 for entry in timed.values())
     whole = {"name": case.name, "case": asdict(case), "threads": 1, "contenders": found}
     assert len(bench_persample.OP.verdicts([whole])) == 1
+
+
+@pytest.mark.parametrize("number", range(4), ids=["frequencies", "classes", "moments", "clipped"])
+def test_a_row_of_means(bench: Path, tmp_path: Path, number: int) -> None:
+    """The same numbers as plain code in float64. What is compiled is left out: it takes minutes."""
+    import bench_means
+    import row
+
+    case = bench_means.OP.quick[number]
+    out = tmp_path / "row.json"
+    job = {"op": "means", "case": asdict(case), "threads": 1, "stage": "time", "budget": 0.01}
+    row.main({**job, "skip": ["four products, compiled"]}, out)
+    found = json.loads(out.read_text())["contenders"]
+    timed = {name: entry for name, entry in found.items() if "seconds" in entry}
+    assert len(timed) == 3
+    assert all(max(entry["error"].values()) < 1e-5 for entry in timed.values())
+    assert bench_means.OP.work(case, found["decoct"]) is not None
+    full = {"name": bench_means.OP.full[0].name, "case": {}, "threads": 1, "contenders": found}
+    assert len(bench_means.OP.verdicts([full])) == (2 if number < 2 else 0)
+
+
+def test_a_row_of_barycentres(
+    bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With POT in its place: the points that the first turn of exact transport makes."""
+    import bench_barycenter
+
+    def one_turn(x: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        return torch.stack([_assigned(*pair)[1] for pair in zip(x.double(), start.double(), strict=True)])
+
+    def objective(x: torch.Tensor, points: torch.Tensor) -> float:
+        return float(sum(_assigned(*pair)[0] for pair in zip(x.double(), points.double(), strict=True)))
+
+    monkeypatch.setattr(bench_barycenter, "_pot", one_turn)
+    monkeypatch.setattr(bench_barycenter, "_objective", objective)
+    out = tmp_path / "out.json"
+    command = ["--quick", "--threads", "1", "--budget", "0.01", "--json", str(out)]
+    assert bench_barycenter.main(command) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    found = row["contenders"]
+    assert found["decoct"]["converged"] == 3
+    assert found["decoct"]["objective"] < 1.01 * found["POT, class by class"]["objective"]
+    assert "POT's loop over decoct" in capsys.readouterr().out
+
+
+def _assigned(x: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Exact transport to points of equal masses, each of which takes as many rows: its cost, and the means
+    of the rows of each."""
+    from scipy.optimize import linear_sum_assignment
+
+    each = len(x) // len(points)
+    cost = torch.cdist(x, points).square()
+    rows, taken = linear_sum_assignment(cost.repeat_interleave(each, 1).numpy())
+    rows, owner = torch.from_numpy(rows), torch.from_numpy(taken) // each
+    sums = torch.zeros_like(points).index_add(0, owner, x[rows])
+    return cost[rows, owner].mean(), sums / each

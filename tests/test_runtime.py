@@ -38,7 +38,7 @@ def large_sample(op: Op) -> Sample:
 
 
 def results(op: Op, sample: Sample, second: bool = True) -> dict[str, torch.Tensor]:
-    return evaluate(op.function, sample.cast(torch.float32, requires_grad=True), list(sample.tensors), second)
+    return evaluate(op.function, sample.cast(torch.float32, requires_grad=True), op.names(sample), second)
 
 
 def assert_same_bits(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

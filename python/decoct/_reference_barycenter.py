@@ -27,10 +27,11 @@ def _cost(x: Tensor, y: Tensor) -> Tensor:
 def _balanced(cost: Tensor, a: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The plan with marginals a and b, and its value, to convergence."""
     f, g = torch.zeros_like(a), torch.zeros_like(b)
+    close = max(1e-13, 4 * torch.finfo(cost.dtype).eps)
     for _ in range(100_000):
         f = -eps * torch.logsumexp(b.log() + (g - cost) / eps, 1)
         old, g = g, -eps * torch.logsumexp(a.log()[:, None] + (f[:, None] - cost) / eps, 0)
-        if float((g - old).abs().max()) <= 1e-13 * float(cost.abs().max() + eps):
+        if float((g - old).abs().max()) <= close * float(cost.abs().max() + eps):
             break
     plan = a[:, None] * b * torch.exp((f[:, None] + g - cost) / eps)
     return plan, a @ f + b @ g

@@ -11,6 +11,7 @@ void test_transport();
 void test_layers();
 void test_characteristic();
 void test_projections();
+void test_barycenter();
 void test_samples();
 
 namespace {
@@ -340,6 +341,7 @@ int main(int count, char** names) {
   test_layers();
   test_characteristic();
   test_projections();
+  test_barycenter();
   test_samples();
   test_refusals();
   std::printf("%d passed, %d failed\n", passed, failed);

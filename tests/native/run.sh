@@ -38,7 +38,7 @@ for isa in "${!machine[@]}"; do
   done
 done
 # The naive sums are most of the time and nothing of the engine: without checks, and faster.
-for test in engine_test characteristic_test gradient_test layers_test norm_test per_sample_test projection_test transport_test; do
+for test in barycenter_test engine_test characteristic_test gradient_test layers_test norm_test per_sample_test projection_test transport_test; do
   compile "$test" "$root/tests/native/$test.cpp" -O2 -fno-sanitize=all
 done
 for source in "$root"/csrc/cpu/*.cpp "$root"/csrc/*.cpp; do
