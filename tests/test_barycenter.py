@@ -106,7 +106,8 @@ def test_turns_are_those_of_the_twin(weights: str, dtype: torch.dtype) -> None:
         step=0.8,
     )
     # A plan is as wrong, relatively, as the rounding of what its exponents are made of, products of rows and
-    # points over eps, and the marginal that it may miss; points by that times the rows' distances. Turns add up.
+    # points over eps, and the marginal that it may miss; points by that times the rows' distances. Turns add
+    # up.
     largest = float(x.double().norm(dim=1).max() * points.norm(dim=1).max()) / 1.5**2
     share = torch.finfo(kind).eps * 2 * (largest + 4) + exact["marginal_tol"]
     close = {"rtol": 0.0, "atol": 4 * share * float(torch.cdist(x.double(), points).max())}
