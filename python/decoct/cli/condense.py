@@ -22,11 +22,14 @@ from ..condense.recipes import (
     default_recipe,
     starting_set,
 )
-from ..objectives import PublicSource, seeded
+from ..objectives import seeded
+from ..privacy import BudgetSpent
 from ..tasks import ClassificationTask, Dataset, load
 from ..tasks.selection import SELECTIONS
 from ..tasks.training import PROTOCOLS
+from . import _private
 from ._budgets import Budget, parse_budgets
+from ._private import Guard
 from ._shared import check_writable, progress_bar, set_threads
 from .evaluate import NOT_MIRRORED, EvaluationSettings, command_line, evaluate_run
 
@@ -46,17 +49,17 @@ DISTRIBUTION_METHODS = ("mmd", "dm", "sinkhorn")
 # Options that belong to some methods alone.
 BELONGS = {
     "kernel": ("mmd",),
-    "bandwidth": ("mmd", "dm"),
+    "bandwidth": ("mmd", "dm", "dp-merf"),
     "blur": ("sinkhorn", "wmdd"),
     "reach": ("sinkhorn",),
-    "frequencies": ("ncfm",),
+    "frequencies": ("ncfm", "dp-merf"),
     "features": DISTRIBUTION_METHODS,
     "bf16": (*DISTRIBUTION_METHODS, "wmdd"),
     "masses": ("wmdd",),
     "pretrain": ("wmdd",),
-    "metric": GRADIENT_METHODS,
-    "outer": GRADIENT_METHODS,
-    "inner": GRADIENT_METHODS,
+    "metric": (*GRADIENT_METHODS, "dp-dc"),
+    "outer": (*GRADIENT_METHODS, "dp-dc"),
+    "inner": (*GRADIENT_METHODS, "dp-dc"),
 }
 RUN_FILE, CHECKPOINT = "run.json", "checkpoint.pt"
 SNAPSHOTS = 4
@@ -80,7 +83,7 @@ def register(subparsers: Any) -> None:
         "layers; ncfm, characteristic functions), barycentres of each class in a trained network's features "
         "(wmdd), or a network's gradients (dc; "
         "dsa, the same under random views; idc, with networks trained on real rows and images that hold "
-        "several)",
+        "several). Of noised answers alone: dp-dc, clipped gradients; dp-merf, mean random features",
     )
     add("--kernel", choices=KERNELS, help="kernel of --method mmd (default: gaussian, five lengths)")
     add("--bandwidth", type=_bandwidth, help="length of the kernel: a number, mean (default) or median")
@@ -152,6 +155,8 @@ def register(subparsers: Any) -> None:
     add("--epochs", type=int, help="epochs of these trainings instead of the protocol's")
     add("--no-eval", dest="evaluate", action="store_false", help="condense and write, judge later")
     add("--quiet", action="store_true", help="no progress bars")
+    add("--membership", action="store_true", help="also measure membership inference (always on if private)")
+    _private.add_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -167,6 +172,7 @@ def run(arguments: argparse.Namespace) -> int:
         protocol=arguments.protocol,
         epochs=arguments.epochs,
         curve_seeds=1,
+        membership=arguments.membership,
     )
     dataset = load(arguments.data, data_dir=arguments.data_dir, label=arguments.label)
     ClassificationTask(
@@ -174,10 +180,10 @@ def run(arguments: argparse.Namespace) -> int:
     )  # a learner that does not fit the data is an error now, not later
     texts = arguments.ipc or (["1,10"] if dataset.name == "digits" else ["10"])
     budgets = parse_budgets(texts, dataset.classes, dataset.counts)
-    recipe = _recipe(arguments, dataset)
+    recipe, dataset, guard = _private.guarded(arguments, _recipe(arguments, dataset), dataset, len(budgets))
     folder = _folder(arguments, dataset)
-    facts = _facts(dataset, recipe, arguments.seed)
-    runs = [(budget, *_prepare(budget, recipe, dataset, folder, arguments)) for budget in budgets]
+    facts = _facts(dataset, recipe, arguments.seed) | guard.facts()
+    runs = [(budget, *_prepare(budget, recipe, dataset, folder, arguments, guard)) for budget in budgets]
 
     # All checks are done: from here on files appear.
     for budget in budgets:
@@ -202,6 +208,8 @@ def run(arguments: argparse.Namespace) -> int:
         ]
     if arguments.evaluate:
         evaluate_run(folder, dataset, settings, snapshots=snapshots, quiet=arguments.quiet)
+    if guard.sentence():
+        print(guard.sentence())
     homes = ", ".join(str(folder / budget.name) for budget in budgets)
     print(f"Condensed sets: {homes}   ({time.perf_counter() - started:.0f} s altogether)")
     return 0
@@ -219,7 +227,7 @@ def _recipe(arguments: argparse.Namespace, dataset: Dataset) -> Recipe:
     names = (
         *("kernel", "bandwidth", "blur", "reach", "frequencies", "masses", "pretrain"),
         *("metric", "outer", "inner", "factor"),
-        *("steps", "lr", "batch_real", "init", "augment", "bf16"),
+        *("steps", "lr", "batch_real", "init", "augment", "bf16", "clip_norm", "sampling_rate"),
     )
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.updates is not None:
@@ -241,7 +249,12 @@ def _recipe(arguments: argparse.Namespace, dataset: Dataset) -> Recipe:
 
 
 def _prepare(
-    budget: Budget, recipe: Recipe, dataset: Dataset, folder: Path, arguments: argparse.Namespace
+    budget: Budget,
+    recipe: Recipe,
+    dataset: Dataset,
+    folder: Path,
+    arguments: argparse.Namespace,
+    guard: Guard,
 ) -> tuple[Condenser, Tensor]:
     """The loop of one budget, resumed where that is wanted and there is a checkpoint; its starting rows."""
     counts = [count * recipe.factor**2 for count in budget.counts]
@@ -268,7 +281,7 @@ def _prepare(
     loop = condenser(
         recipe,
         synthetic,
-        PublicSource(dataset.train_x, dataset.train_y, group_count=len(dataset.classes)),
+        guard.source(dataset),
         shape=dataset.shape,
         classes=len(dataset.classes),
         seed=arguments.seed,
@@ -288,6 +301,11 @@ def _condense(budget: Budget, loop: Condenser, home: Path, quiet: bool) -> None:
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"step {loop.step_count} of {loop.steps} is saved; continue with --resume --out {home.parent}"
+            ) from None
+        except BudgetSpent as spent:
+            raise ValueError(
+                f"{spent}; step {loop.step_count} of {loop.steps} is saved in {home}; take fewer --steps or "
+                "a larger --noise-multiplier"
             ) from None
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from .._extras import require
 from ..condense import export, report
-from ..tasks import Dataset, Results, load
+from ..tasks import Attack, Dataset, Results, load, membership_inference
 from ..tasks.classification import Entry, compare, full_data, plain_selections
 from ..tasks.journal import Journal
-from ..tasks.learners import LEARNERS, default_learners
+from ..tasks.learners import LEARNERS, default_learners, make_learner
 from ..tasks.results import learner_label
 from ..tasks.training import PROTOCOLS, TrainingProtocol, protocol
 from ._shared import check_writable, progress_bar
@@ -33,6 +33,12 @@ NOT_MIRRORED = ("digits", "mnist")
 
 # Above this many rows the full data gets the quick protocol and one seed, whatever the small sets get.
 LARGE = 10000
+
+# Said of a private run.
+NOT_WRITTEN = (
+    "Selections and the full data are real rows without noise: their results are shown here to whoever holds "
+    "the data, and are not written to the run's folder."
+)
 
 # What condensation had reached after so many seconds: (seconds, x, y).
 Snapshot = tuple[float, Tensor, Tensor]
@@ -51,6 +57,7 @@ class EvaluationSettings:
     protocol: str = "quick"
     epochs: int | None = None
     curve_seeds: int = 2
+    membership: bool = False
 
     def __post_init__(self) -> None:
         for name in ("seeds", "selection_seeds"):
@@ -121,6 +128,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="how networks are trained: quick (epochs by the size of the set, images augmented) or as "
         f"published (300 epochs, batch 256, lr 0.01); full data above {LARGE} rows always get the quick one",
     )
+    group.add_argument(
+        "--membership",
+        action="store_true",
+        help="also measure how well two attacks tell training rows from test rows by the set",
+    )
     group.add_argument("--epochs", type=int, metavar="N", help="epochs instead of the protocol's")
 
 
@@ -135,6 +147,7 @@ def settings_from(arguments: argparse.Namespace) -> EvaluationSettings:
         "cross",
         "protocol",
         "epochs",
+        "membership",
     )
     return EvaluationSettings(**{name: getattr(arguments, name) for name in names})
 
@@ -146,7 +159,9 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable(folder)
     metadata = next(iter(sets.values())).metadata
     try:
-        source, hashes = dict(metadata["source"]), metadata["data_hashes"]
+        source = dict(metadata["source"])
+        # A hash of private rows would confirm a guess of one of them.
+        hashes = None if metadata.get("private") else metadata["data_hashes"]
     except KeyError as error:
         raise ValueError(
             f"evaluate: {folder} does not say which data it was made from ({error} missing)"
@@ -154,7 +169,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.data_dir is not None:
         source["data_dir"] = arguments.data_dir
     dataset = load(**source)
-    if dataset.hashes() != hashes:
+    if "range" in metadata:
+        dataset = dataset.rescaled(*metadata["range"])
+    if hashes is not None and dataset.hashes() != hashes:
         raise ValueError(f"evaluate: the data of {dataset.name} are not those that {folder} was made from")
     evaluate_run(folder, dataset, settings, quiet=arguments.quiet)
     return 0
@@ -174,11 +191,14 @@ def evaluate_run(
     Results of an earlier evaluation stay in the table where this one does not repeat them, and trainings that
     it ended, interrupted or not, are taken from its journal. snapshots: by size of the set what condensation
     had reached on the way; the first learner's accuracy on them becomes a curve over wall time.
+    Of a private run only what was made of the condensed sets is written, and no journal: what trainings on
+    real rows gave is shown alone.
     """
     sets = _read_sets(folder)
+    private = any(item.metadata.get("private") for item in sets.values())
     learners = list(settings.learners or default_learners(dataset.kind))
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
-    training, journal = settings.training(dataset), Journal(folder / JOURNAL)
+    training, journal = settings.training(dataset), None if private else Journal(folder / JOURNAL)
     large = len(dataset.train_x) > LARGE
     full_seeds = settings.full_seeds if settings.full_seeds is not None else 1 if large else settings.seeds
     seeds_of_full = range(settings.first_seed, settings.first_seed + full_seeds)
@@ -228,16 +248,37 @@ def evaluate_run(
     evaluations.append(
         {"command": command_line(), **{k: v for k, v in asdict(settings).items() if v is not None}}
     )
-    stored = {
-        "results": results.to_json(),
+    attacks = _attacks(dataset, sets, learners[0], settings) if settings.membership or private else {}
+    written = results.only("condensed") if private else results
+    stored: dict[str, Any] = {
+        "results": written.to_json(),
         "curves": [asdict(curve) for curve in curves],
         "evaluations": evaluations,
     }
+    if attacks and not private:
+        stored["membership"] = {name: [asdict(attack) for attack in found] for name, found in attacks.items()}
     export.write_bytes(folder / RESULTS_FILE, (json.dumps(stored, indent=1, allow_nan=False) + "\n").encode())
-    path = _write_report(folder, dataset, results, sets, curves, evaluations)
+    path = _write_report(folder, dataset, written, sets, curves, evaluations)
     print_results(results)
     print(f"\n{results.sentence()}\n\nReport: {path}")
+    if private:
+        print(NOT_WRITTEN)
+    for name, found in attacks.items():
+        for attack in found:
+            print(
+                f"Membership inference on {name} by {attack.name}: area under the ROC curve "
+                f"{attack.area:.3f}, 0.5 is guessing; {100 * attack.caught:.1f} % of members at 1 % false "
+                "alarms. Empirical, not a guarantee."
+            )
     return results
+
+
+def _attacks(
+    dataset: Dataset, sets: Mapping[str, export.Condensed], learner: str, settings: EvaluationSettings
+) -> dict[str, list[Attack]]:
+    made = make_learner(learner, settings.training(dataset))
+    seed = settings.first_seed
+    return {name: membership_inference(dataset, s.x, s.y, [made], seed=seed) for name, s in sets.items()}
 
 
 def print_results(results: Results) -> None:
@@ -319,7 +360,7 @@ def _time_curves(
     learner: str,
     settings: EvaluationSettings,
     training: TrainingProtocol,
-    journal: Journal,
+    journal: Journal | None,
     quiet: bool,
 ) -> list[report.Curve]:
     if not settings.curve_seeds:

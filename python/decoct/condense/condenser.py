@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..augment import Augmentation
-from ..objectives import Context, Measure, Objective, Source, seeded
+from ..objectives import Context, Measure, Objective, PrivateSource, Source, seeded
+from ..privacy import BudgetSpent
 from . import checkpoint as checkpoints
 from .pool import Pool
 from .synthetic import Synthetic
@@ -179,12 +180,18 @@ class Condenser:
         checkpoint: file to which the state is written every `every` steps, at the end, and when
         Ctrl-C is pressed: the running step is finished first, the state is written, then
         KeyboardInterrupt is raised. A second Ctrl-C interrupts at once. FloatingPointError when the
-        objective is no longer finite; nothing is written then.
+        objective is no longer finite; nothing is written then. BudgetSpent when a step would exceed the limit
+        of a private source's accountant: it is not done, and the state before it is written.
         """
         last = self.steps if until is None else min(until, self.steps)
         with _deferred_interrupt() as interrupted:
             while self.step_count < last and not interrupted:
-                record = self.step()
+                try:
+                    record = self.step()
+                except BudgetSpent:
+                    if checkpoint is not None:
+                        checkpoints.save(checkpoint, self.state_dict())
+                    raise
                 if not math.isfinite(record.loss):
                     raise FloatingPointError(
                         f"Condenser: the objective is {record.loss} at step {record.step}"
@@ -202,8 +209,14 @@ class Condenser:
         return self.synthetic
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs to equal an uninterrupted one, bit for bit."""
+        """Everything a resumed run needs to equal an uninterrupted one, bit for bit.
+
+        Of private sources it holds the charge alone, and is marked private: a resumed run has new noise.
+        A state that is resumed twice gives two results, whose charges add up.
+        """
         return {
+            "private": bool(self._private),
+            "privacy": {name: source.state_dict() for name, source in self._private.items()},
             "metadata": self.metadata(),
             "step": self.step_count,
             "seconds": self.seconds,
@@ -235,6 +248,8 @@ class Condenser:
             self.adversary.load_state_dict(state["adversary"])
         if self.pool is not None:
             self.pool.load_state_dict(state["pool"])
+        for name, source in self._private.items():
+            source.load_state_dict(state["privacy"][name])
         average = state["average"]
         self._average, self._averaged = None if average is None else average.clone(), state["averaged"]
         self.step_count, self.seconds, self.finished = state["step"], state["seconds"], state["finished"]
@@ -264,7 +279,16 @@ class Condenser:
             ],
             "absent_groups": "left out: no cost, no gradient",
             "network": None if self.pool is None else self.pool.settings(),
+            **(
+                {"private": {name: source.settings() for name, source in self._private.items()}}
+                if self._private
+                else {}
+            ),
         }
+
+    @property
+    def _private(self) -> dict[str, PrivateSource]:
+        return {name: source for name, source in self.real.items() if isinstance(source, PrivateSource)}
 
     def _named_rates(self) -> Iterator[tuple[dict[str, Any], float]]:
         return zip(self.optimiser.param_groups, self._base_rates, strict=True)

@@ -211,7 +211,13 @@ class TrainedNetworks(Pool):
         norms = [layer for layer in self._norms if layer.running_mean is not None]
         if not norms:
             return
-        rows = context.real[self.source].sample(self.norm_rows, context.generator("norm statistics"))
+        source = context.real[self.source]
+        if not source.shows_rows:
+            raise RuntimeError(
+                f"TrainedNetworks: net: {type(norms[0]).__name__} takes its statistics from real rows, which "
+                f"{type(source).__name__} does not show; put GroupNorm in its place"
+            )
+        rows = source.sample(self.norm_rows, context.generator("norm statistics"))
         kept = [layer.momentum for layer in norms]
         for layer in norms:
             layer.reset_running_stats()

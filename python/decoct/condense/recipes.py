@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,8 +20,10 @@ from ..objectives import (
     BarycenterMatch,
     CharacteristicDistance,
     CharacteristicMatch,
+    CharacteristicMean,
     FeatureMap,
     GradientMatch,
+    GradientMean,
     Identity,
     Match,
     Measure,
@@ -28,6 +31,7 @@ from ..objectives import (
     Objective,
     Sinkhorn,
     Source,
+    StatisticMatch,
     counts_to_offsets,
     seeded,
 )
@@ -39,6 +43,7 @@ from .synthetic import MultiFormation, Synthetic
 __all__ = [
     "GRADIENT_METHODS",
     "METHODS",
+    "PRIVATE_METHODS",
     "Recipe",
     "condenser",
     "default_recipe",
@@ -54,14 +59,19 @@ class Recipe:
     method: by distribution matching "mmd" (any kernel), "dm" (linear kernel on network features: distance of
     class means), "sinkhorn" (entropic transport), "datadam" (class means of attention maps) or "ncfm"
     (characteristic functions at random frequencies); "wmdd" (class-wise Wasserstein barycentres of a trained
-    network's features); by gradient matching "dc", "dsa" (the same under differentiable siamese
-    augmentation) or "idc" (networks trained on real rows, multi-formation).
-    kernel, bandwidth: of "mmd". blur, reach: of "sinkhorn", blur of "wmdd" too, in units of the root mean
-    squared distance. power, balance: of "datadam", see `AttentionFeatures`. frequencies, amplitude, phase: of
-    "ncfm", see `CharacteristicMatch` and `CharacteristicDistance`. masses, statistics: of "wmdd", see
+    network's features); of noised answers "dp-dc" (clipped gradients, asked for in every step) or "dp-merf"
+    (the mean of random Fourier features, asked for once); by gradient matching "dc", "dsa" (the same under
+    differentiable siamese augmentation) or "idc" (networks trained on real rows, multi-formation).
+    kernel, bandwidth: of "mmd"; bandwidth of "dp-merf" too, a number there. blur, reach: of "sinkhorn", blur
+    of "wmdd" too, in units of the root mean squared distance. power, balance: of "datadam", see
+    `AttentionFeatures`. frequencies, amplitude, phase: of "ncfm", see `CharacteristicMatch` and
+    `CharacteristicDistance`; frequencies of "dp-merf" too. masses, statistics: of "wmdd", see
     `BarycenterMatch`; pretrain: epochs of its network.
     identity, convnet: of distribution matching, weights of the two feature maps, the rows themselves and
-    freshly drawn random networks; 0 leaves one out. network: "convnet" or "mlp".
+    freshly drawn random networks; 0 leaves one out. network: "convnet" or "mlp"; width: of its layers,
+    None for its own.
+    noise_multiplier, clip_norm, sampling_rate: of the private methods' source, see `PrivateSource`; a public
+    source answers them without noise.
     metric, tensors: of gradient matching, see `GradientMatch`. outer, inner: matching steps that one network
     serves, and epochs of its training after each; None follows the rows per class (`loops`).
     train_on, real_rows, net_lr, net_momentum, net_decay, net_batch, net_augment, mix: of that training, see
@@ -90,6 +100,10 @@ class Recipe:
     identity: float = 0.0
     convnet: float = 1.0
     network: str = "convnet"
+    width: int | None = None
+    noise_multiplier: float | None = None
+    clip_norm: float = 1.0
+    sampling_rate: float = 1.0
     metric: Metric = "row_cosine"
     tensors: str = "matrices"
     outer: int | None = None
@@ -192,6 +206,16 @@ def _gradients(recipe: Recipe) -> Objective:
     return GradientMatch(recipe.metric, recipe.tensors)
 
 
+def _dp_dc(recipe: Recipe) -> Objective:
+    return StatisticMatch(GradientMean(tensors=recipe.tensors), recipe.metric, name="gradients")
+
+
+def _dp_merf(recipe: Recipe) -> Objective:
+    length = None if isinstance(recipe.bandwidth, str) else recipe.bandwidth
+    statistic = CharacteristicMean(recipe.frequencies, length=length)
+    return StatisticMatch(statistic, once=True, name="embedding")
+
+
 METHODS: dict[str, Callable[[Recipe], Objective]] = {
     "mmd": _mmd,
     "dm": _dm,
@@ -202,8 +226,11 @@ METHODS: dict[str, Callable[[Recipe], Objective]] = {
     "dc": _gradients,
     "dsa": _gradients,
     "idc": _gradients,
+    "dp-dc": _dp_dc,
+    "dp-merf": _dp_merf,
 }
 GRADIENT_METHODS = tuple(name for name, make in METHODS.items() if make is _gradients)
+PRIVATE_METHODS = ("dp-dc", "dp-merf")
 
 
 def objective(recipe: Recipe) -> Objective:
@@ -238,6 +265,8 @@ def default_recipe(method: str, shape: Sequence[int], *, flip: bool = False) -> 
     the last steps as the result, and idc's learning rate, which is for hundreds of steps instead of hundreds
     of thousands.
     """
+    if method in PRIVATE_METHODS:
+        return _private_recipe(method, shape)
     image = len(shape) == 3
     small = image and max(shape[1:]) <= 12
     recipe = Recipe(method=method, average=0.5, lr_per_row=_RATES.get(method, 0.3))
@@ -298,6 +327,18 @@ def _gradient_recipe(recipe: Recipe, image: bool, small: bool, flip: bool) -> Re
     return recipe
 
 
+def _private_recipe(method: str, shape: Sequence[int]) -> Recipe:
+    """Of dp-dc and dp-merf, from noise: nothing that is set here was taken from the rows."""
+    image, small = len(shape) == 3, max(shape[1:], default=0) <= 12
+    recipe = Recipe(method=method, init="noise", augment=(), average=0.5, clip=True)
+    recipe = recipe.replace(network="convnet" if image else "mlp")
+    if method == "dp-merf":
+        length = 0.5 * math.sqrt(math.prod(shape))
+        return recipe.replace(identity=1.0, convnet=0.0, bandwidth=length, lr_per_row=100.0)
+    width = (8 if small else 16) if image else 32
+    return recipe.replace(width=width, clip_norm=0.1, lr=0.1, steps=200, sampling_rate=0.5)
+
+
 def _pool(recipe: Recipe, net: nn.Module, counts: Sequence[int]) -> Pool | None:
     if recipe.method == "wmdd":
         views = recipe.net_augment
@@ -311,7 +352,7 @@ def _pool(recipe: Recipe, net: nn.Module, counts: Sequence[int]) -> Pool | None:
             batch=recipe.net_batch,
             augmentation=Augmentation(views, recipe.augment_mode) if views else None,
         )
-    if recipe.method not in GRADIENT_METHODS:
+    if recipe.method not in (*GRADIENT_METHODS, "dp-dc"):
         return FreshNetworks(net) if recipe.convnet > 0 else None
     keep, epochs = recipe.loops(counts)
     views = recipe.net_augment
@@ -356,7 +397,7 @@ def condenser(
 ) -> Condenser:
     """The loop of a recipe. `fill`: what augmentation moves in from outside an image, in the rows' units."""
     term = objective(recipe)
-    net = build(recipe.network, shape, classes, generator=seeded(seed, "architecture"))
+    net = build(recipe.network, shape, classes, width=recipe.width, generator=seeded(seed, "architecture"))
     augmentation = None
     if recipe.augment and len(shape) == 3:
         augmentation = Augmentation(recipe.augment, recipe.augment_mode, fill=fill)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..augment import View
 from .measure import Measure
 from .source import Source
+from .statistic import Statistic, UnderView
 
 __all__ = ["Context", "seeded"]
 
@@ -59,11 +60,18 @@ class Context:
         self._kept: dict[object, object] = {}
         self._draws: dict[str, Measure] = {}
         self._groups: list[int] | None = None
+        self._answers: dict[tuple[str, int], tuple[Tensor, ...]] = {}
+        self._whole = self
 
     @property
     def narrow(self) -> bool:
         """Whether it holds some of the groups alone."""
         return self._groups is not None
+
+    @property
+    def groups(self) -> list[int]:
+        """Numbers in the whole of the groups that this context holds."""
+        return list(range(self.synthetic.group_count)) if self._groups is None else self._groups
 
     def generator(self, purpose: str) -> torch.Generator:
         return seeded(self.seed, self.step, purpose)
@@ -77,11 +85,20 @@ class Context:
     def draw(self, name: str = "real") -> Measure:
         """This step's rows of a source, drawn once; groups without synthetic rows stay empty."""
         if name not in self._draws:
-            present = self.synthetic.counts > 0
-            wanted = [self.batch_real if here else 0 for here in present.tolist()]
-            self._draws[name] = self.real[name].sample(wanted, self.generator(f"draw {name}"))
+            self._draws[name] = self.real[name].sample(self._wanted(), self.generator(f"draw {name}"))
         drawn = self._draws[name]
         return drawn if self._groups is None else drawn.select(self._groups)
+
+    def expect(self, statistic: Statistic, name: str = "real") -> tuple[Tensor, ...]:
+        """A source's answer under this step's view, for all groups of the whole; asked for once in a step."""
+        whole, key = self._whole, (name, id(statistic))
+        if key not in whole._answers:
+            asked = statistic.of_step(whole)
+            if whole.view is not None:
+                asked = UnderView(asked, whole.view)
+            rng = whole.generator(f"expect {name}")
+            whole._answers[key] = whole.real[name].expect(asked, whole._wanted(), rng)
+        return whole._answers[key]
 
     def augmented(self, measure: Measure) -> Measure:
         """The measure under this step's view, the same one for every measure."""
@@ -110,5 +127,9 @@ class Context:
         for name in self.real:
             if self.real[name].shows_rows:
                 self.draw(name)
-        narrow._draws, narrow._groups = self._draws, list(groups)
+        narrow._draws, narrow._groups, narrow._whole = self._draws, list(groups), self._whole
         return narrow
+
+    def _wanted(self) -> list[int]:
+        """Rows to draw of each group; none of those without synthetic rows."""
+        return [self.batch_real if count > 0 else 0 for count in self.synthetic.counts.tolist()]

@@ -15,7 +15,7 @@ from .context import Context
 from .groups import GroupObjective
 from .measure import Measure
 
-__all__ = ["GradientMatch", "cross_entropy"]
+__all__ = ["TENSORS", "GradientMatch", "cross_entropy", "group_gradients"]
 
 Loss = Callable[[nn.Module, Measure], Tensor]
 # Fewest axes of the parameters that are compared.
@@ -42,7 +42,7 @@ class _Losses(nn.Module):
         return self.loss(self.net, rows)
 
 
-def _gradients(net: nn.Module, measure: Measure, loss: Loss, **options: Any) -> list[Tensor]:
+def group_gradients(net: nn.Module, measure: Measure, loss: Loss, **options: Any) -> list[Tensor]:
     """Of every group's mass-weighted mean loss, by each parameter that can be trained."""
     numbers = torch.arange(len(measure), device=measure.x.device)
     found = class_gradients(
@@ -114,8 +114,8 @@ class GradientMatch(GroupObjective):
     def compare(self, context: Context, real: Measure, synthetic: Measure, kept: Sequence[int]) -> Tensor:
         net, used = self._network(context)
         loss: Loss = context.loss or cross_entropy
-        wanted = _gradients(net, real, loss, chunk_size=self.chunk)
-        found = _gradients(net, synthetic, loss, create_graph=True)
+        wanted = group_gradients(net, real, loss, chunk_size=self.chunk)
+        found = group_gradients(net, synthetic, loss, create_graph=True)
         return gradient_distance(wanted, found, self.metric, classes=True, tensors=used)
 
     def _network(self, context: Context) -> tuple[nn.Module, list[bool]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -44,15 +44,22 @@ class GroupObjective(Objective):
                 f"measure {synthetic.group_count}"
             )
         present = (real.counts > 0) & (synthetic.counts > 0)
+
+        def compare(kept: list[int]) -> Tensor:
+            return self.compare(context, real.select(kept), synthetic.select(kept), kept)
+
+        return self.of_groups(present, synthetic, compare), present
+
+    @staticmethod
+    def of_groups(present: Tensor, synthetic: Measure, compare: Callable[[list[int]], Tensor]) -> Tensor:
+        """Values (G,) of which `compare` gives those of the groups that are present, by their numbers."""
         kept = present.nonzero().flatten().tolist()
         if not kept:
-            return synthetic.x.sum() * 0 * torch.ones(len(present), device=synthetic.x.device), present
-        values = self.compare(context, real.select(kept), synthetic.select(kept), kept)
-        if len(kept) < len(present):
-            values = values.new_zeros(len(present)).index_put(
-                (torch.tensor(kept, device=values.device),), values
-            )
-        return values, present
+            return synthetic.x.sum() * 0 * torch.ones(len(present), device=synthetic.x.device)
+        values = compare(kept)
+        if len(kept) == len(present):
+            return values
+        return values.new_zeros(len(present)).index_put((torch.tensor(kept, device=values.device),), values)
 
     def forward(self, context: Context) -> Tensor:
         values, present = self.values(context)

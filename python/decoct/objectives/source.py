@@ -22,10 +22,16 @@ class Source(ABC):
     """
 
     shows_rows: bool = False
+    private: bool = False
 
     @property
     @abstractmethod
     def group_count(self) -> int: ...
+
+    @property
+    def present(self) -> Tensor:
+        """Which groups have rows, (G,) bool on the host; all of them where that is not known."""
+        return torch.ones(self.group_count, dtype=torch.bool)
 
     def sample(self, n: int | Sequence[int], rng: torch.Generator) -> Measure:
         """At most `n` rows of every group (one number, or one per group), without replacement."""
@@ -65,6 +71,10 @@ class PublicSource(Source):
     @property
     def group_count(self) -> int:
         return len(self.counts)
+
+    @property
+    def present(self) -> Tensor:
+        return self.counts > 0
 
     def sample(self, n: int | Sequence[int], rng: torch.Generator) -> Measure:
         wanted = [n] * self.group_count if isinstance(n, int) else list(n)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..augment import View
 from .measure import Measure
 
-__all__ = ["FeatureMean", "Statistic"]
+if TYPE_CHECKING:
+    from .context import Context
+
+__all__ = ["FeatureMean", "Statistic", "UnderView"]
 
 
 class Statistic(ABC):
@@ -24,7 +29,28 @@ class Statistic(ABC):
 
     @abstractmethod
     def clipped_sum(self, measure: Measure, clip: float) -> tuple[Tensor, ...]:
-        """Sum over rows after scaling each row's contribution to norm at most `clip` (its sensitivity)."""
+        """Sum over the rows of each group, each row's contribution scaled to a norm of at most `clip` over
+        all of the tensors: what the sums can change by when a row is left out."""
+
+    def of_step(self, context: Context) -> Statistic:
+        """The statistic with what it takes from a step, such as its network; itself where that is nothing."""
+        return self
+
+
+class UnderView(Statistic):
+    """A statistic of rows under one step's view, which treats each row by itself."""
+
+    def __init__(self, statistic: Statistic, view: View) -> None:
+        self.statistic, self.view, self.name = statistic, view, statistic.name
+
+    def mean(self, measure: Measure) -> tuple[Tensor, ...]:
+        return self.statistic.mean(self._seen(measure))
+
+    def clipped_sum(self, measure: Measure, clip: float) -> tuple[Tensor, ...]:
+        return self.statistic.clipped_sum(self._seen(measure), clip)
+
+    def _seen(self, measure: Measure) -> Measure:
+        return measure.replace(x=self.view(measure.x, measure.groups))
 
 
 class FeatureMean(Statistic):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from decoct._noise import Noise
 from decoct.capture import Capture, Pair
 from decoct.ops._backend import compute_dtype
 from decoct.ops._captured import Captured, Reduction, captured, check_reduction
 from decoct.ops._image_squares import image_squares
 from decoct.ops._segment_ops import segment_sums
 from decoct.ops._segment_outer import segment_outer
+from decoct.segments import Segments, host_offsets
 
 __all__ = ["clipped_gradient_sum", "per_sample_norms", "squared_norms"]
 
@@ -127,6 +129,8 @@ def clipped_gradient_sum(
     expected_batch_size: float | None = None,
     loss_reduction: Reduction = "mean",
     insecure_seed: int | None = None,
+    x_offsets: Tensor | Sequence[int] | Segments | None = None,
+    parameters: Iterable[nn.Parameter] | None = None,
 ) -> list[Tensor | None]:
     """The sum of all samples' clipped gradients with Gaussian noise, from one pass: a step of DP-SGD.
 
@@ -154,16 +158,22 @@ def clipped_gradient_sum(
         N, or "sum".
     insecure_seed : an int makes the noise repeatable, for tests; who knows it can subtract the noise. By
         default all of the noise is made of the operating system's random numbers.
+    x_offsets : int64 (C + 1,) tensor, list or :class:`decoct.Segments`: a sum, with noise of its own, for
+        each class of samples ``x_offsets[c]:x_offsets[c + 1]``. A sample adds to one of them, so that the
+        noise is what it is without classes. ``expected_batch_size`` is one number for all of them.
+    parameters : those that take part; norms and sums are over them alone. By default all of the network's
+        that want a gradient.
 
     Returns
     -------
     A gradient for each parameter, in its dtype and in the order of ``net.parameters()`` (of a list of pairs:
-    in theirs); None for one that has ``requires_grad`` off.
+    in theirs), with ``x_offsets`` (C, ``*parameter.shape``); None for one that has ``requires_grad`` off or
+    is not among ``parameters``.
 
     Layers, errors
     --------------
     As for :func:`decoct.per_sample_norms`; also a ValueError for a norm, multiplier or batch size out of
-    range.
+    range, and for ``x_offsets`` that do not end at N or ``parameters`` of another network.
 
     Gradients
     ---------
@@ -176,19 +186,35 @@ def clipped_gradient_sum(
     """
     op = "clipped_gradient_sum"
     check_reduction(op, loss_reduction)
-    layers = captured(op, "pairs", pairs)
+    layers = _chosen(op, captured(op, "pairs", pairs), parameters)
+    offsets = None if x_offsets is None else host_offsets(op, "x_offsets", x_offsets)
+    if offsets is not None and int(offsets[-1]) != layers.rows:
+        raise ValueError(f"{op}: x_offsets must end at N={layers.rows}, the samples, got {int(offsets[-1])}")
     limits = _checked_limits(op, max_grad_norm, len(layers.parameters))
     _check_numbers(op, noise_multiplier, expected_batch_size, loss_reduction, insecure_seed)
     deviation = noise_multiplier * math.sqrt(math.fsum(limit * limit for limit in limits))
     divisor = 1.0 if loss_reduction == "sum" else float(expected_batch_size or max(layers.rows, 1))
-    noise = _Noise(insecure_seed)
+    noise = Noise(insecure_seed)
     results: dict[int, Tensor] = {}
     with layers.grad_mode():
         weights = _clip_weights(layers, max_grad_norm, limits, layers.rows if loss_reduction == "mean" else 1)
-        for parameter, total in zip(layers.parameters, _weighted_sums(layers, weights), strict=True):
+        for parameter, total in zip(layers.parameters, _weighted_sums(layers, weights, offsets), strict=True):
             noised = total + deviation * noise.like(total) if deviation > 0 else total
             results[id(parameter)] = (noised / divisor).to(parameter.dtype)
     return [results.get(id(parameter)) for parameter in layers.every]
+
+
+def _chosen(op: str, layers: Captured, parameters: Iterable[nn.Parameter] | None) -> Captured:
+    if parameters is None:
+        return layers
+    wanted = {id(parameter) for parameter in parameters}
+    known = [parameter for parameter in layers.parameters if id(parameter) in wanted]
+    if len(known) < len(wanted):
+        raise ValueError(
+            f"{op}: parameters must be some of the network's L={len(layers.parameters)} with requires_grad, "
+            f"got {len(wanted) - len(known)} others"
+        )
+    return dataclasses.replace(layers, parameters=known)
 
 
 def _clip_weights(layers: Captured, max_grad_norm: Any, limits: list[float], scale: int) -> list[Tensor]:
@@ -236,13 +262,15 @@ def _check_numbers(
         raise TypeError(f"{op}: insecure_seed must be None or an int, got {type(insecure_seed).__name__}")
 
 
-def _weighted_sums(layers: Captured, weights: list[Tensor]) -> list[Tensor]:
-    """sum_i w_i g_i for each parameter, with weights (N,) of its own."""
+def _weighted_sums(layers: Captured, weights: list[Tensor], offsets: Tensor | None) -> list[Tensor]:
+    """sum_i w_i g_i for each parameter, with weights (N,) of its own; one for each class with offsets."""
+    segments = 1 if offsets is None else offsets.shape[0] - 1
+    leading = () if offsets is None else (segments,)
     by_parameter = {id(p): w for p, w in zip(layers.parameters, weights, strict=True)}
     found: dict[int, Tensor] = {}
 
     def add(parameter: nn.Parameter, total: Tensor) -> None:
-        total = total.reshape(parameter.shape)
+        total = total.reshape(*leading, *parameter.shape)
         known = found.get(id(parameter))
         found[id(parameter)] = total if known is None else known + total
 
@@ -252,42 +280,17 @@ def _weighted_sums(layers: Captured, weights: list[Tensor]) -> list[Tensor]:
             if not use.by_products:
                 if pair.is_norm or pair.weight is None or by_parameter.get(id(pair.weight)) is not w:
                     rows = use.row_gradients()
-                    add(parameter, segment_sums(rows, w.to(rows.dtype), None, 1)[0])
+                    add(parameter, segment_sums(rows, w.to(rows.dtype), offsets, segments))
                 continue
             a, d, convolution = pair.images()
-            together = pair.bias is not None and by_parameter[id(pair.bias)] is w
-            weight, bias = segment_outer(a, d, w, None, 1, convolution.packed(), together)
+            together = pair.bias is not None and by_parameter.get(id(pair.bias)) is w
+            weight, bias = segment_outer(a, d, w, offsets, segments, convolution.packed(), together)
             add(parameter, weight)
             if together:
                 add(pair.bias, bias)  # type: ignore[arg-type]
     return [
-        found[id(p)] if id(p) in found else torch.zeros_like(p, dtype=compute_dtype(p.dtype)).detach()
+        found[id(p)]
+        if id(p) in found
+        else p.detach().new_zeros((*leading, *p.shape), dtype=compute_dtype(p.dtype))
         for p in layers.parameters
     ]
-
-
-class _Noise:
-    """Standard normal numbers, of the operating system's entropy unless there is a seed."""
-
-    def __init__(self, seed: int | None) -> None:
-        self._generator = None if seed is None else torch.Generator().manual_seed(seed)
-
-    def like(self, tensor: Tensor) -> Tensor:
-        """As many as the tensor has elements, in its dtype and on its device."""
-        if self._generator is not None:
-            drawn = torch.randn(tensor.shape, generator=self._generator, dtype=torch.float64)
-        else:
-            drawn = _entropic_normal(tensor.numel()).reshape(tensor.shape)
-        return drawn.to(tensor)
-
-
-def _entropic_normal(count: int) -> Tensor:
-    """Standard normal numbers by the method of Box and Muller, of 53 random bits for each number."""
-    pairs = (count + 1) // 2
-    if pairs == 0:
-        return torch.empty(0, dtype=torch.float64)
-    words = torch.frombuffer(bytearray(os.urandom(16 * pairs)), dtype=torch.int64)
-    uniform = (((words >> 11) & ((1 << 53) - 1)).to(torch.float64) + 0.5) * 2.0**-53
-    radius = (-2 * uniform[:pairs].log()).sqrt()
-    angle = 2 * math.pi * uniform[pairs:]
-    return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count]

@@ -3,6 +3,7 @@
 from .base import Learner, Model, Task
 from .classification import ClassificationTask, compare
 from .data import Dataset, load
+from .membership import Attack, membership_inference
 from .results import Results, Row
 from .selection import SELECTIONS, herding, kmeans, nearest_to_centroids, random_rows
 from .training import PROTOCOLS, TrainingProtocol
@@ -10,6 +11,7 @@ from .training import PROTOCOLS, TrainingProtocol
 __all__ = [
     "PROTOCOLS",
     "SELECTIONS",
+    "Attack",
     "ClassificationTask",
     "Dataset",
     "Learner",
@@ -22,6 +24,7 @@ __all__ = [
     "herding",
     "kmeans",
     "load",
+    "membership_inference",
     "nearest_to_centroids",
     "random_rows",
 ]

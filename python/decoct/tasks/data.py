@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,23 @@ class Dataset:
         """Undo the normalisation: values in the data's own units."""
         shape = (-1, 1, 1) if self.kind == "image" else (-1,)
         return x * self.std.to(x).reshape(shape) + self.mean.to(x).reshape(shape)
+
+    def rescaled(self, low: float, high: float) -> Dataset:
+        """The same rows, clipped to bounds and normalised so that these become -1 and 1: unlike the mean and
+        deviation of the training split, bounds that are known beforehand tell nothing about its rows."""
+        middle, half = (low + high) / 2, (high - low) / 2
+
+        def scale(x: Tensor) -> Tensor:
+            return (self.denormalise(x).clamp(low, high) - middle) / half
+
+        return replace(
+            self,
+            train_x=scale(self.train_x),
+            test_x=scale(self.test_x),
+            mean=torch.full_like(self.mean, middle),
+            std=torch.full_like(self.std, half),
+            value_range=(low, high),
+        )
 
     def metadata(self) -> dict[str, Any]:
         """What a run records to find the same data again, and to know it."""

@@ -74,6 +74,10 @@ class Results:
                 return row
         return None
 
+    def only(self, role: str) -> Results:
+        """The rows of this role."""
+        return Results(self.dataset, self.unit, [row for row in self.rows if row.role == role])
+
     def best(self, role: str, size: int, learner: str) -> Row | None:
         """The row of this role and size with the highest mean."""
         rows = [row for row in self.rows if (row.role, row.size, row.learner) == (role, size, learner)]
