@@ -32,6 +32,7 @@ from decoct.objectives import (
     seeded,
 )
 from decoct.privacy import Accountant, BudgetSpent, Mechanism, epsilon_of
+from decoct.tasks import load
 from test_cli_condense import bad, files, here, write_npz  # noqa: F401  # here is a fixture
 from toy import blobs
 
@@ -241,8 +242,6 @@ def test_the_folder_holds_nothing_of_the_real_rows(here):  # noqa: F811
     results = json.loads((run / "results.json").read_text())
     assert {row["name"] for row in results["results"]["rows"]} == {"condensed, dp-merf"}
     assert "membership" not in results
-    from decoct.tasks import load
-
     data = load("mine.npz")
     told = [
         *data.hashes().values(),
@@ -271,7 +270,7 @@ def test_the_folder_holds_nothing_of_the_real_rows(here):  # noqa: F811
             for item in value:
                 yield from tensors(item)
 
-    real = data.rescaled(0.0, 1.0).train_x.flatten(1)
+    real = load("mine.npz", bounds=(0.0, 1.0)).train_x.flatten(1)
     stored = [export.read(run / "ipc-2").x, export.read(run / "ipc-2").initial]
     stored += list(tensors(checkpoint.load(run / "ipc-2" / "checkpoint.pt")))
     for tensor in stored:
@@ -391,18 +390,21 @@ def test_tables_need_public_bounds(here, capsys):  # noqa: F811
     assert "--range LOW,HIGH must be given for tables" in bad(capsys, *command[1:])
     assert main([*command, "--range=-1,3"]) == 0
     facts = json.loads((here / "runs" / "mine-dp-dc-seed0" / "run.json").read_text())
-    assert facts["range"] == [-1, 3]
+    assert facts["source"]["bounds"] == [-1, 3]
     assert facts["normalisation"] == {"mean": [1.0] * 5, "std": [2.0] * 5}
 
 
-def test_public_bounds_clip_and_scale():
-    data = blobs(COUNTS, side=8)
-    scaled = data.rescaled(-0.5, 1.5)
-    for mine, theirs in ((scaled.train_x, data.train_x), (scaled.test_x, data.test_x)):
-        expected = data.denormalise(theirs).clamp(-0.5, 1.5) - 0.5
-        torch.testing.assert_close(mine, expected)
-    torch.testing.assert_close(
-        scaled.denormalise(scaled.train_x), data.denormalise(data.train_x).clamp(-0.5, 1.5)
-    )
-    assert scaled.value_range == (-0.5, 1.5)
-    assert torch.equal(scaled.train_y, data.train_y)
+def test_public_bounds_clip_and_scale(here):  # noqa: F811
+    write_npz("mine.npz")
+    data = load("mine.npz", bounds=(0.1, 0.5))
+    plain = load("mine.npz")
+    for mine, theirs in ((data.train_x, plain.train_x), (data.test_x, plain.test_x)):
+        expected = (plain.denormalise(theirs).clamp(0.1, 0.5) - 0.3) / 0.2
+        torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)
+        assert float(mine.abs().max()) == pytest.approx(1)
+    assert data.value_range == (0.1, 0.5)
+    assert torch.equal(data.train_y, plain.train_y)
+    assert torch.equal(load(**data.source).train_x, data.train_x)
+    for wrong in ((1.0, 0.0), (0.0, float("inf"))):
+        with pytest.raises(ValueError, match="bounds must be finite, the lower first"):
+            load("mine.npz", bounds=wrong)

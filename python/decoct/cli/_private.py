@@ -12,7 +12,7 @@ from ..objectives import PrivateSource, PublicSource, Source
 from ..privacy import NEIGHBOURS, Accountant, Mechanism, epsilon_of, noise_multiplier_for
 from ..tasks import Dataset
 
-__all__ = ["Guard", "add_options", "guarded"]
+__all__ = ["Guard", "add_options", "bounds", "guarded"]
 
 OPTIONS = ("noise_multiplier", "clip_norm", "sampling_rate", "epsilon", "delta", "range")
 NOT_PRIVATE = "No noise was added: nothing about this run is private."
@@ -47,11 +47,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 class Guard:
     """How the real rows of a run are guarded.
 
-    recipe, bounds: of a private method. accountant: None without noise. answers: planned, of all budgets.
+    recipe: of a private method. accountant: None without noise. answers: planned, of all budgets.
     """
 
     recipe: Recipe | None = None
-    bounds: tuple[float, float] | None = None
     accountant: Accountant | None = None
     delta: float | None = None
     answers: int = 0
@@ -73,15 +72,12 @@ class Guard:
 
     def facts(self) -> dict[str, Any]:
         """What is recorded of it with the sets; the charge is that of the whole run."""
-        if self.recipe is None or self.bounds is None:
+        if self.recipe is None or self.recipe.noise_multiplier is None:
             return {}
-        if self.recipe.noise_multiplier is None:
-            return {"range": list(self.bounds)}
         mechanism = Mechanism(self.recipe.noise_multiplier, self.recipe.sampling_rate)
         claimed = None if self.delta is None else epsilon_of({mechanism: self.answers}, self.delta)
         return {
             "private": True,
-            "range": list(self.bounds),
             "data_hashes": None,
             "privacy": {
                 "epsilon": "none claimed" if claimed is None else _up(claimed),
@@ -114,33 +110,36 @@ class Guard:
         )
 
 
+def bounds(arguments: argparse.Namespace) -> tuple[float, float] | None:
+    """What normalises the rows: public bounds for private methods, None for their own statistics."""
+    return (arguments.range or (0.0, 1.0)) if arguments.method in PRIVATE_METHODS else None
+
+
 def guarded(
     arguments: argparse.Namespace, recipe: Recipe, dataset: Dataset, budgets: int
-) -> tuple[Recipe, Dataset, Guard]:
-    """The recipe with its noise, the data normalised by public bounds, and the guard of a run of so many
-    budgets; all as they were for other methods. ValueError for what would leak."""
+) -> tuple[Recipe, Guard]:
+    """The recipe with its noise and the guard of a run of so many budgets; for other methods as it was, and
+    none. ValueError for what would leak."""
     if recipe.method not in PRIVATE_METHODS:
         for name in OPTIONS:
             if getattr(arguments, name) is not None:
                 option = name.removesuffix("_norm").replace("_", "-")
                 methods = " or ".join(PRIVATE_METHODS)
                 raise ValueError(f"--{option} belongs to --method {methods}, got --method {recipe.method}")
-        return recipe, dataset, Guard()
+        return recipe, Guard()
     epsilon, delta, noise = arguments.epsilon, arguments.delta, arguments.noise_multiplier
     _check(arguments, recipe, dataset)
     if arguments.range is None and dataset.kind != "image":
         raise ValueError("--range LOW,HIGH must be given for tables: the data's own bounds are not public")
-    bounds = arguments.range or (0.0, 1.0)
-    dataset = dataset.rescaled(*bounds)
     if noise == 0:
-        return recipe, dataset, Guard(recipe, bounds)
+        return recipe, Guard(recipe)
     answers = budgets * (1 if recipe.method == "dp-merf" else recipe.steps)
     if noise is None:
         noise = noise_multiplier_for(epsilon, delta, sampling_rate=recipe.sampling_rate, answers=answers)
     recipe = recipe.replace(noise_multiplier=noise)
-    guard = Guard(recipe, bounds, Accountant(epsilon, delta), delta, answers)
+    guard = Guard(recipe, Accountant(epsilon, delta if epsilon else None), delta, answers)
     guard.facts()  # an accountant that is missing, or numbers out of range, are an error now
-    return recipe, dataset, guard
+    return recipe, guard
 
 
 def _check(arguments: argparse.Namespace, recipe: Recipe, dataset: Dataset) -> None:
@@ -164,7 +163,7 @@ def _check(arguments: argparse.Namespace, recipe: Recipe, dataset: Dataset) -> N
         raise ValueError("--augment must be none with --method dp-merf, whose one answer fits no view")
     if recipe.init != "noise":
         raise ValueError(f"--init must be noise with --method {recipe.method}: real rows would be published")
-    if isinstance(recipe.bandwidth, str):
+    if isinstance(arguments.bandwidth, str):
         raise ValueError(f"--bandwidth must be a number with --method {recipe.method}: data would decide it")
 
 

@@ -174,13 +174,14 @@ def run(arguments: argparse.Namespace) -> int:
         curve_seeds=1,
         membership=arguments.membership,
     )
-    dataset = load(arguments.data, data_dir=arguments.data_dir, label=arguments.label)
+    bounds = _private.bounds(arguments)
+    dataset = load(arguments.data, data_dir=arguments.data_dir, label=arguments.label, bounds=bounds)
     ClassificationTask(
         dataset, settings.learners
     )  # a learner that does not fit the data is an error now, not later
     texts = arguments.ipc or (["1,10"] if dataset.name == "digits" else ["10"])
     budgets = parse_budgets(texts, dataset.classes, dataset.counts)
-    recipe, dataset, guard = _private.guarded(arguments, _recipe(arguments, dataset), dataset, len(budgets))
+    recipe, guard = _private.guarded(arguments, _recipe(arguments, dataset), dataset, len(budgets))
     folder = _folder(arguments, dataset)
     facts = _facts(dataset, recipe, arguments.seed) | guard.facts()
     runs = [(budget, *_prepare(budget, recipe, dataset, folder, arguments, guard)) for budget in budgets]

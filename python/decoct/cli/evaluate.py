@@ -169,8 +169,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.data_dir is not None:
         source["data_dir"] = arguments.data_dir
     dataset = load(**source)
-    if "range" in metadata:
-        dataset = dataset.rescaled(*metadata["range"])
     if hashes is not None and dataset.hashes() != hashes:
         raise ValueError(f"evaluate: the data of {dataset.name} are not those that {folder} was made from")
     evaluate_run(folder, dataset, settings, quiet=arguments.quiet)

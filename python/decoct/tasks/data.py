@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ NAMES = ("digits", "fashion-mnist", "mnist")
 
 @dataclass(frozen=True)
 class Dataset:
-    """A classification data set, normalised with the mean and standard deviation of its training split.
+    """A classification data set, normalised with the mean and standard deviation of its training split, or so
+    that bounds that were given become -1 and 1.
 
     train_x, test_x: float32, images (N, C, H, W) or vectors (N, D); train_y, test_y: int64 in 0..classes-1.
     mean, std: float32, one entry a channel (images) or a column (vectors); a constant channel has std 1.
@@ -42,7 +44,7 @@ class Dataset:
     std: Tensor
     value_range: tuple[float, float]
     columns: tuple[str, ...] = ()
-    source: dict[str, str | float | None] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,23 +64,6 @@ class Dataset:
         """Undo the normalisation: values in the data's own units."""
         shape = (-1, 1, 1) if self.kind == "image" else (-1,)
         return x * self.std.to(x).reshape(shape) + self.mean.to(x).reshape(shape)
-
-    def rescaled(self, low: float, high: float) -> Dataset:
-        """The same rows, clipped to bounds and normalised so that these become -1 and 1: unlike the mean and
-        deviation of the training split, bounds that are known beforehand tell nothing about its rows."""
-        middle, half = (low + high) / 2, (high - low) / 2
-
-        def scale(x: Tensor) -> Tensor:
-            return (self.denormalise(x).clamp(low, high) - middle) / half
-
-        return replace(
-            self,
-            train_x=scale(self.train_x),
-            test_x=scale(self.test_x),
-            mean=torch.full_like(self.mean, middle),
-            std=torch.full_like(self.std, half),
-            value_range=(low, high),
-        )
 
     def metadata(self) -> dict[str, Any]:
         """What a run records to find the same data again, and to know it."""
@@ -107,6 +92,7 @@ def load(
     label: str | None = None,
     seed: int = 0,
     test_fraction: float = 0.2,
+    bounds: Sequence[float] | None = None,
 ) -> Dataset:
     """Load a data set by name or from a file.
 
@@ -115,6 +101,8 @@ def load(
     data_dir: folder of IDX files (gzip-compressed or plain) for the MNIST family.
     label: name of the label column of a .csv file.
     seed, test_fraction: of the stratified split, where the data brings no test set of its own.
+    bounds: (low, high), known beforehand, of the values (8-bit images: as fractions of 255); they are clipped
+    to them; these normalise the rows, instead of statistics, which would tell something about the rows.
 
     Raises FileNotFoundError where a file is missing, and ValueError where one cannot be used: what is wrong
     with it and where.
@@ -150,13 +138,15 @@ def load(
     else:
         raise ValueError(f"load: expected {', '.join(NAMES)}, FILE.npz or FILE.csv, got {name!r}")
 
-    source = {
+    source: dict[str, Any] = {
         "name_or_path": str(Path(name).expanduser().resolve()) if suffix in (".npz", ".csv") else name,
         "data_dir": None if data_dir is None else str(Path(data_dir).expanduser().resolve()),
         "label": label,
         "seed": seed,
         "test_fraction": test_fraction,
     }
+    if bounds is not None:
+        source["bounds"] = list(bounds)
     return from_arrays(
         title,
         arrays,
@@ -165,6 +155,7 @@ def load(
         source=source,
         seed=seed,
         test_fraction=test_fraction,
+        bounds=bounds,
     )
 
 
@@ -174,9 +165,10 @@ def from_arrays(
     *,
     classes: tuple[str, ...] | None = None,
     columns: tuple[str, ...] = (),
-    source: dict[str, str | float | None] | None = None,
+    source: dict[str, Any] | None = None,
     seed: int = 0,
     test_fraction: float = 0.2,
+    bounds: Sequence[float] | None = None,
 ) -> Dataset:
     """Build a Dataset from arrays x and y (and x_test, y_test); see `load` for the rules and errors.
 
@@ -210,10 +202,19 @@ def from_arrays(
 
     image = x.ndim == 4
     axes = (0, 2, 3) if image else (0,)
+    if bounds is not None:
+        low, high = bounds
+        if not -np.inf < low < high < np.inf:
+            raise ValueError(f"{name}: bounds must be finite, the lower first, got {low} and {high}")
+        x, test_x = x.clip(low, high), test_x.clip(low, high)
     mean = x.mean(axis=axes, dtype=np.float64)
     std = x.std(axis=axes, dtype=np.float64)
     # A column that never changes carries nothing; dividing by its rounding noise would blow up test rows.
     std[std <= 8 * np.finfo(x.dtype).eps * np.abs(mean)] = 1.0
+    value_range = float(x.min()), float(x.max())
+    if bounds is not None:
+        mean, std = np.full_like(mean, (low + high) / 2), np.full_like(std, (high - low) / 2)
+        value_range = float(low), float(high)
     shape = (-1, 1, 1) if image else (-1,)
 
     def normalise(rows: Array) -> Tensor:
@@ -230,7 +231,7 @@ def from_arrays(
         classes=classes,
         mean=torch.from_numpy(mean.astype(np.float32)),
         std=torch.from_numpy(std.astype(np.float32)),
-        value_range=(float(x.min()), float(x.max())),
+        value_range=value_range,
         columns=columns,
         source=dict(source or {}),
     )
