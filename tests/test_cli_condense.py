@@ -263,10 +263,16 @@ def test_bad_data_is_one_line_and_leaves_nothing(here, capsys, changes, says):
         (["mine.npz", "--blur", "0.1"], "belongs to --method sinkhorn"),
         (["mine.npz", "--method", "sinkhorn", "--reach", "0"], "positive"),
         (["mine.npz", "--method", "sinkhorn", "--bandwidth", "2"], "belongs to --method mmd"),
-        (["mine.npz", "--frequencies", "2"], "--frequencies belongs to --method ncfm, got --method mmd"),
+        (
+            ["mine.npz", "--frequencies", "2"],
+            "--frequencies belongs to --method ncfm or dp-merf, got --method mmd",
+        ),
         (["mine.npz", "--method", "ncfm", "--frequencies", "0"], "frequencies must be at least 1"),
         (["mine.npz", "--method", "datadam", "--features", "both"], "network's layers alone"),
-        (["mine.npz", "--outer", "2"], "--outer belongs to --method dc or dsa or idc, got --method mmd"),
+        (
+            ["mine.npz", "--outer", "2"],
+            "--outer belongs to --method dc or dsa or idc or dp-dc, got --method mmd",
+        ),
         (["mine.npz", "--method", "dc", "--features", "identity"], "--features belongs to"),
         (["mine.npz", "--method", "dsa", "--bf16"], "--bf16 belongs to"),
         (["mine.npz", "--method", "dc", "--outer", "0"], "--outer must be at least 1"),

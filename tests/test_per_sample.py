@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -322,6 +323,62 @@ def test_zero_gradients() -> None:
     for total in decoct.clipped_gradient_sum(pairs, max_grad_norm=1.0, loss_reduction="sum"):
         assert total is not None
         assert not total.any()
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_sums_of_classes_and_of_chosen_parameters(kind: str) -> None:
+    """Against passes over each class alone, clipped by the norm over the chosen parameters."""
+    net, shape = small_net(kind)
+    x, y, ends = rows(N, *shape), targets(N), [0, 2, 2, N]
+    every = list(net.parameters())
+    for chosen in (every, every[2:3], [p for p in every if p.dim() > 1]):
+        places = [k for k, p in enumerate(every) if any(p is q for q in chosen)]
+        squares = reference.per_sample_norms(net, x, y, per_layer=True)[places].square().sum(0)
+        limit = float(squares.sqrt().median())
+        sums = decoct.clipped_gradient_sum(
+            of_pass(net, x, y), max_grad_norm=limit, expected_batch_size=1, x_offsets=ends, parameters=chosen
+        )
+        assert [k for k, total in enumerate(sums) if total is not None] == places
+        for c, (begin, end) in enumerate(itertools.pairwise(ends)):
+            for k in places:
+                total = sums[k]
+                assert total is not None
+                assert total.shape == (3, *every[k].shape)
+                if begin == end:
+                    assert not total[c].any()
+                    continue
+                gradients = [
+                    torch.autograd.grad(F.cross_entropy(net(x[i : i + 1]), y[i : i + 1]), every[k])[0]
+                    for i in range(begin, end)
+                ]
+                factors = (limit / (squares[begin:end].sqrt() + 1e-6)).clamp(max=1)
+                exact = sum(f * g for f, g in zip(factors, gradients, strict=True))
+                torch.testing.assert_close(total[c], exact, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usual_backends("cpu")
+def test_classes_have_noise_of_their_own() -> None:
+    net, shape = small_net("mlp")
+    pairs = of_pass(net, rows(N, *shape), targets(N), "sum")
+    options: dict[str, Any] = {"max_grad_norm": 0.5, "loss_reduction": "sum", "x_offsets": [0, 1, N]}
+    plain = decoct.clipped_gradient_sum(pairs, **options)
+    noised = decoct.clipped_gradient_sum(pairs, noise_multiplier=2.0, insecure_seed=3, **options)
+    generator = torch.Generator().manual_seed(3)
+    for a, b, p in zip(plain, noised, net.parameters(), strict=True):
+        assert a is not None
+        assert b is not None
+        drawn = torch.randn((2, *p.shape), generator=generator, dtype=torch.float64)
+        torch.testing.assert_close(b - a, drawn, rtol=1e-9, atol=1e-9)
+    for words, changes in (
+        (f"x_offsets must end at N={N}, the samples, got 3", {"x_offsets": [0, 3]}),
+        ("x_offsets must", {"x_offsets": [1, N]}),
+        (
+            "parameters must be some of the network's L=6 with requires_grad, got 1 others",
+            {"parameters": [torch.nn.Parameter(torch.ones(2))]},
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(f'clipped_gradient_sum: {words}')}"):
+            decoct.clipped_gradient_sum(pairs, **{**options, **changes})
 
 
 @pytest.mark.usual_backends("cpu")
