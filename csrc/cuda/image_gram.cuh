@@ -117,8 +117,8 @@ DECOCT_DEVICE void add_numbers(const GramProblem<typename A::T>& p, const GramTi
     load_numbers<A, Tile::kRows>(patches ? p.x.a : p.x.d, at.row, p.n, places, left);
     load_numbers<A, Tile::kColumns>(patches ? p.y.a : p.y.d, at.column, p.m, places + step, right);
     sync_block();
+    // Numbers of the next step are stored after another barrier, which comes after these products.
     A::multiply_rows(sums, left + Tile::row() * pitch, pitch, right + Tile::column() * pitch, pitch, step);
-    sync_block();
   }
 }
 
