@@ -42,9 +42,10 @@ def evaluate(
 ) -> dict[str, Tensor]:
     """Value, gradients of a fixed functional of it by `names`, and on request those of a functional of
     these."""
-    value = function(**arguments)
     if not names:
-        return {"value": value.detach()}
+        plain = {k: v.detach() if isinstance(v, Tensor) else v for k, v in arguments.items()}
+        return {"value": function(**plain)}
+    value = function(**arguments)
     inputs = [arguments[name] for name in names]
     cotangent = torch.cos(torch.arange(value.numel(), dtype=torch.float64)).reshape(value.shape) + 0.5
     cotangent = cotangent.bfloat16()  # the same numbers in every dtype

@@ -301,7 +301,7 @@ def _options(
         if first_blur is None
         else _number(OP, "first_blur", first_blur, "a number, at least blur, or None")
     )
-    if not last <= first or not math.isfinite(first * first):
+    if not last <= first or not first * first < math.inf:
         raise ValueError(f"{OP}: first_blur must be at least blur={last}, got {first_blur}")
     ratio = _number(OP, "scaling", scaling, "a number between 0 and 1")
     if ratio >= 1:
