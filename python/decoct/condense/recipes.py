@@ -248,7 +248,7 @@ _SMALL_VIEWS = ("crop", "scale", "rotate")
 """Of small images, and of those that a network for barycentres is trained on."""
 _WHOLE = {"datadam": 100.0, "ncfm": 300.0}
 """The published weights of the whole."""
-_RATES = {"datadam": 0.01, "ncfm": 0.03}
+_RATES = {"datadam": 0.01, "ncfm": 0.03, "wmdd": 0.03}
 """Learning rates for each row of a class, where they are not 0.3."""
 
 
@@ -258,7 +258,7 @@ def default_recipe(method: str, shape: Sequence[int], *, flip: bool = False) -> 
     flip: mirror images keep their class, so that "dsa" may have them among its views.
 
     Those of distribution matching were chosen on validation splits of the training data of digits and
-    Fashion-MNIST, of datadam and ncfm of digits alone. A bounded kernel's gradient is smaller than the
+    Fashion-MNIST, of datadam, ncfm and wmdd of digits alone. A bounded kernel's gradient is smaller than the
     linear one's by about the mean squared distance of the features; hence its rates. Transport moves rows by
     their distance to where their mass goes, as the linear kernel does. Those of gradient matching are the
     published ones, but for fewer steps and smaller batches, k-means centroids to begin with, the average of
