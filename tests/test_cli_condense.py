@@ -268,7 +268,10 @@ def test_bad_data_is_one_line_and_leaves_nothing(here, capsys, changes, says):
             "--frequencies belongs to --method ncfm or dp-merf, got --method mmd",
         ),
         (["mine.npz", "--method", "ncfm", "--frequencies", "0"], "frequencies must be at least 1"),
-        (["mine.npz", "--method", "datadam", "--features", "both"], "network's layers alone"),
+        (
+            ["mine.npz", "--method", "datadam", "--features", "both"],
+            "--features belongs to --method mmd or dm or sinkhorn or ncfm, got --method datadam",
+        ),
         (
             ["mine.npz", "--outer", "2"],
             "--outer belongs to --method dc or dsa or idc or dp-dc, got --method mmd",

@@ -45,7 +45,7 @@ KERNELS = (
     "gaussian", "laplacian", "energy", "inverse_multiquadric", "rational_quadratic", "polynomial", "linear",
 )  # fmt: skip
 METRICS = ("row_cosine", "sse", "l1")
-DISTRIBUTION_METHODS = ("mmd", "dm", "sinkhorn")
+DISTRIBUTION_METHODS = ("mmd", "dm", "sinkhorn", "ncfm")
 # Options that belong to some methods alone.
 BELONGS = {
     "kernel": ("mmd",),
