@@ -66,16 +66,20 @@ def _sums_backward(ctx: Any, bar: Tensor | None) -> Any:
     x, a, offsets = ctx.saved_tensors
     if bar is None:
         return (None,) * 4
-    rows = spread(bar, offsets, x.shape[0], ctx.segments)
+    by_x, by_a = ctx.needs_input_grad[:2]
     if a is None:
-        count = lengths(offsets, x.shape[0], ctx.segments, x.device).to(bar.dtype)
-        return (
-            (rows / spread(count, offsets, x.shape[0], ctx.segments)[:, None]).to(x.dtype),
-            None,
-            None,
-            None,
-        )
-    return (a[:, None] * rows).to(x.dtype), (x * rows).sum(-1).to(a.dtype), None, None
+        # Of means: one over the rows of a segment, before it is spread.
+        bar = bar / lengths(offsets, x.shape[0], ctx.segments, x.device).clamp(min=1).to(bar.dtype)[:, None]
+    rows = spread(bar, offsets, x.shape[0], ctx.segments)
+    of_a = (x * rows).sum(-1).to(a.dtype) if a is not None and by_a else None
+    if not by_x:
+        return None, of_a, None, None
+    if a is not None:
+        # Memory for another array of all rows costs more than what is done with it. Offsets: those that
+        # were spread by them are nobody else's.
+        in_place = offsets is not None and not torch.is_grad_enabled() and a.dtype == rows.dtype
+        rows = rows.mul_(a[:, None]) if in_place else a[:, None] * rows
+    return rows.to(x.dtype), of_a, None, None
 
 
 _sums_op = register(
