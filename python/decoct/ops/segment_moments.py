@@ -11,6 +11,7 @@ from torch import Tensor
 from decoct.ops._backend import compute_dtype
 from decoct.ops._plan import uniform
 from decoct.ops._problem import Offsets, prepare_rows
+from decoct.ops._row_norms import row_norms
 from decoct.ops._segment_ops import segment_sums
 from decoct.ops._segment_outer import LINEAR, segment_outer
 from decoct.ops._transforms import public
@@ -112,12 +113,7 @@ def _check_norm(op: str, max_norm: float | None) -> None:
 
 def _scale(rows: Tensor, max_norm: float) -> Tensor:
     """What each row is multiplied by; a row of zeros has no direction, and no derivative through its norm."""
-    wide = rows.to(compute_dtype(rows.dtype))
-    largest = wide.detach().abs().amax(1, keepdim=True)
-    # Squares of numbers up to 1 neither overflow nor vanish.
-    unit = torch.where((largest > 0) & (largest < math.inf), largest, 1)
-    squares = (wide / unit).square().sum(1)
-    zero = squares == 0
-    norm = torch.where(zero, 1, squares).sqrt() * unit[:, 0]
-    ratio = max_norm / norm
+    norms = row_norms(rows)
+    zero = norms == 0
+    ratio = max_norm / torch.where(zero, 1, norms)
     return torch.where(zero | (ratio > 1), 1, ratio)
