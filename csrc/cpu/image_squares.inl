@@ -305,7 +305,7 @@ class SquaresTask {
     if (step == 1) {
       for (; k + width<T> <= count; k += width<T>) sums += load(x + k) * load(d + k);
       if (k == count) return;
-      ivec<T> kept;
+      ivec<T> kept{};
       for (int l = 0; l < width<T>; ++l) kept[l] = k + l < count ? -1 : 0;
       sums += (vec<T>)((ivec<T>)(load(x + k) * load(d + k)) & kept);
       return;

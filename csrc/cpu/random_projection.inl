@@ -95,12 +95,13 @@ template <class T>
 static void signs_by_rows(const RandomProjectionArguments& a, int64_t j, int64_t d, int64_t depth,
                           const ProjectionScratch<T>& s) {
   constexpr int top = 8 * sizeof(T) - 1;
-  ivec<T> lane;
+  ivec<T> lane{};
+  using Word = decltype(+lane[0]);  // not a reference, as which bits of the next word would be read
   for (int l = 0; l < width<T>; ++l) lane[l] = l;
   make_words(a, d / kSigns, j, depth, s.words);
   for (int64_t k = 0; k < depth; ++k)
     for (int64_t v = 0; v < kSigns; v += width<T>) {
-      const ivec<T> word = ivec<T>{} + (decltype(lane[0]))s.words[v / 32 * kDepth + k];
+      const ivec<T> word = ivec<T>{} + (Word)s.words[v / 32 * kDepth + k];
       store(s.signs + k * kSigns + v, signed_ones<T>(word << ((int)(top - v % 32) - lane)));
     }
 }
