@@ -342,34 +342,22 @@ def _private_recipe(method: str, shape: Sequence[int]) -> Recipe:
 
 
 def _pool(recipe: Recipe, net: nn.Module, counts: Sequence[int]) -> Pool | None:
+    views = recipe.net_augment
+    training: dict[str, Any] = {
+        "real_rows": recipe.real_rows,
+        "lr": recipe.net_lr,
+        "momentum": recipe.net_momentum,
+        "weight_decay": recipe.net_decay,
+        "batch": recipe.net_batch,
+        "augmentation": Augmentation(views, recipe.augment_mode) if views else None,
+    }
     if recipe.method == "wmdd":
-        views = recipe.net_augment
-        return PretrainedNetwork(
-            net,
-            epochs=recipe.pretrain,
-            real_rows=recipe.real_rows,
-            lr=recipe.net_lr,
-            momentum=recipe.net_momentum,
-            weight_decay=recipe.net_decay,
-            batch=recipe.net_batch,
-            augmentation=Augmentation(views, recipe.augment_mode) if views else None,
-        )
+        return PretrainedNetwork(net, epochs=recipe.pretrain, **training)
     if recipe.method not in (*GRADIENT_METHODS, "dp-dc"):
         return FreshNetworks(net) if recipe.convnet > 0 else None
     keep, epochs = recipe.loops(counts)
-    views = recipe.net_augment
     return TrainedNetworks(
-        net,
-        keep=keep,
-        epochs=epochs,
-        train_on=recipe.train_on,
-        real_rows=recipe.real_rows,
-        lr=recipe.net_lr,
-        momentum=recipe.net_momentum,
-        weight_decay=recipe.net_decay,
-        batch=recipe.net_batch,
-        augmentation=Augmentation(views, recipe.augment_mode) if views else None,
-        mix=recipe.mix,
+        net, keep=keep, epochs=epochs, train_on=recipe.train_on, mix=recipe.mix, **training
     )
 
 

@@ -13,7 +13,7 @@ from .._noise import Noise
 from ..privacy import NEIGHBOURS, Accountant, Mechanism
 from .context import seeded
 from .measure import Measure, counts_to_offsets
-from .source import Source
+from .source import Source, group_counts
 from .statistic import Statistic
 
 __all__ = ["PrivateSource"]
@@ -59,13 +59,7 @@ class PrivateSource(Source):
         group_count: int | None = None,
         insecure_seed: int | None = None,
     ) -> None:
-        if groups_of.shape != x.shape[:1]:
-            raise ValueError(
-                f"PrivateSource: groups_of must be ({len(x)},) as x has rows, got {tuple(groups_of.shape)}"
-            )
-        counts = torch.bincount(groups_of, minlength=group_count or 0)
-        if group_count is not None and len(counts) > group_count:
-            raise ValueError(f"PrivateSource: groups_of must stay below {group_count}, got {len(counts) - 1}")
+        counts = group_counts("PrivateSource", x, groups_of, group_count)
         if not 0 < clip < math.inf:
             raise ValueError(f"PrivateSource: clip must be positive and finite, got {clip}")
         if not bool(torch.isfinite(x).all()):

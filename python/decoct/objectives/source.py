@@ -44,6 +44,16 @@ class Source(ABC):
         """The statistic's value over the real rows, estimated from at most `n` of them per group."""
 
 
+def group_counts(name: str, x: Tensor, groups_of: Tensor, group_count: int | None) -> Tensor:
+    """(G,) rows of each group. ValueError, in the name of a source, for groups that do not fit the rows."""
+    if groups_of.shape != x.shape[:1]:
+        raise ValueError(f"{name}: groups_of must be ({len(x)},) as x has rows, got {tuple(groups_of.shape)}")
+    counts = torch.bincount(groups_of, minlength=group_count or 0)
+    if group_count is not None and len(counts) > group_count:
+        raise ValueError(f"{name}: groups_of must stay below {group_count}, got {len(counts) - 1}")
+    return counts
+
+
 class PublicSource(Source):
     """Rows in memory, free to be shown.
 
@@ -56,17 +66,10 @@ class PublicSource(Source):
     def __init__(
         self, x: Tensor, groups_of: Tensor, *, y: Tensor | None = None, group_count: int | None = None
     ) -> None:
-        if groups_of.shape != x.shape[:1]:
-            raise ValueError(
-                f"PublicSource: groups_of must be ({len(x)},) as x has rows, got {tuple(groups_of.shape)}"
-            )
-        counts = torch.bincount(groups_of, minlength=group_count or 0)
-        if group_count is not None and len(counts) > group_count:
-            raise ValueError(f"PublicSource: groups_of must stay below {group_count}, got {len(counts) - 1}")
+        self.counts = group_counts("PublicSource", x, groups_of, group_count)
         self.x, self.y = x, groups_of if y is None else y
-        self.counts = counts
         order = torch.argsort(groups_of, stable=True)
-        self._rows = order.split(counts.tolist())
+        self._rows = order.split(self.counts.tolist())
 
     @property
     def group_count(self) -> int:
