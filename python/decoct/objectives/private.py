@@ -13,13 +13,13 @@ from .._noise import Noise
 from ..privacy import NEIGHBOURS, Accountant, Mechanism
 from .context import seeded
 from .measure import Measure, counts_to_offsets
-from .source import Source, group_counts
+from .source import RowSource
 from .statistic import Statistic
 
 __all__ = ["PrivateSource"]
 
 
-class PrivateSource(Source):
+class PrivateSource(RowSource):
     """Records behind the Gaussian mechanism: statistics with noise, charged to an accountant; no rows.
 
     An answer to `expect(statistic)` is, for every group g of n_g records::
@@ -59,7 +59,7 @@ class PrivateSource(Source):
         group_count: int | None = None,
         insecure_seed: int | None = None,
     ) -> None:
-        counts = group_counts("PrivateSource", x, groups_of, group_count)
+        super().__init__(x, groups_of, group_count)
         if not 0 < clip < math.inf:
             raise ValueError(f"PrivateSource: clip must be positive and finite, got {clip}")
         if not bool(torch.isfinite(x).all()):
@@ -69,18 +69,9 @@ class PrivateSource(Source):
         order = torch.argsort(groups_of, stable=True)
         self._x, self._y = x[order], (groups_of if y is None else y)[order]
         self._groups_of = groups_of[order]
-        self.counts = counts
         self.accountant = accountant or Accountant()
         self._ledger = self.accountant.open()
         self._seed = insecure_seed
-
-    @property
-    def group_count(self) -> int:
-        return len(self.counts)
-
-    @property
-    def present(self) -> Tensor:
-        return self.counts > 0
 
     def sample(self, n: int | Sequence[int], rng: torch.Generator) -> Measure:
         """Refused: RuntimeError."""

@@ -44,17 +44,30 @@ class Source(ABC):
         """The statistic's value over the real rows, estimated from at most `n` of them per group."""
 
 
-def group_counts(name: str, x: Tensor, groups_of: Tensor, group_count: int | None) -> Tensor:
-    """(G,) rows of each group. ValueError, in the name of a source, for groups that do not fit the rows."""
-    if groups_of.shape != x.shape[:1]:
-        raise ValueError(f"{name}: groups_of must be ({len(x)},) as x has rows, got {tuple(groups_of.shape)}")
-    counts = torch.bincount(groups_of, minlength=group_count or 0)
-    if group_count is not None and len(counts) > group_count:
-        raise ValueError(f"{name}: groups_of must stay below {group_count}, got {len(counts) - 1}")
-    return counts
+class RowSource(Source):
+    """A source of rows (N, ...) in groups (N,): how many each group has. ValueError for groups that do not
+    fit the rows."""
+
+    def __init__(self, x: Tensor, groups_of: Tensor, group_count: int | None) -> None:
+        name = type(self).__name__
+        if groups_of.shape != x.shape[:1]:
+            raise ValueError(
+                f"{name}: groups_of must be ({len(x)},) as x has rows, got {tuple(groups_of.shape)}"
+            )
+        self.counts = torch.bincount(groups_of, minlength=group_count or 0)
+        if group_count is not None and len(self.counts) > group_count:
+            raise ValueError(f"{name}: groups_of must stay below {group_count}, got {len(self.counts) - 1}")
+
+    @property
+    def group_count(self) -> int:
+        return len(self.counts)
+
+    @property
+    def present(self) -> Tensor:
+        return self.counts > 0
 
 
-class PublicSource(Source):
+class PublicSource(RowSource):
     """Rows in memory, free to be shown.
 
     x: (N, ...); groups_of: (N,) int64, the group of each row (usually its class), 0..G-1; y: (N,) labels,
@@ -66,18 +79,10 @@ class PublicSource(Source):
     def __init__(
         self, x: Tensor, groups_of: Tensor, *, y: Tensor | None = None, group_count: int | None = None
     ) -> None:
-        self.counts = group_counts("PublicSource", x, groups_of, group_count)
+        super().__init__(x, groups_of, group_count)
         self.x, self.y = x, groups_of if y is None else y
         order = torch.argsort(groups_of, stable=True)
         self._rows = order.split(self.counts.tolist())
-
-    @property
-    def group_count(self) -> int:
-        return len(self.counts)
-
-    @property
-    def present(self) -> Tensor:
-        return self.counts > 0
 
     def sample(self, n: int | Sequence[int], rng: torch.Generator) -> Measure:
         wanted = [n] * self.group_count if isinstance(n, int) else list(n)
