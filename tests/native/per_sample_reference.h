@@ -30,10 +30,14 @@ inline Product product(const std::vector<double>& x, const std::vector<double>& 
                        const std::vector<double>& y, const std::vector<double>& y_size, int64_t j,
                        int64_t numbers) {
   Product p;
+  double lost = 0;  // of so many terms, by their additions
   for (int64_t k = 0; k < numbers; ++k) {
-    p.value += x[(size_t)(i * numbers + k)] * y[(size_t)(j * numbers + k)];
+    const double term = x[(size_t)(i * numbers + k)] * y[(size_t)(j * numbers + k)], sum = p.value + term;
+    lost += std::fabs(p.value) >= std::fabs(term) ? (p.value - sum) + term : (term - sum) + p.value;
+    p.value = sum;
     p.size += x_size[(size_t)(i * numbers + k)] * y_size[(size_t)(j * numbers + k)];
   }
+  p.value += lost;
   return p;
 }
 
