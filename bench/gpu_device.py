@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ class Cuda:
         return grown
 
     def capture(self, call: Call) -> Call:
-        """The call as a CUDA graph: each replay gives the same tensors, filled again."""
+        """The call as a CUDA graph: each replay gives the same tensors, filled again. It keeps the call, the
+        owner of what the graph reads."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -80,11 +82,11 @@ class Cuda:
         with torch.cuda.graph(graph):
             results = call()
 
-        def replay() -> Any:
+        def replay(_: Call) -> Any:
             graph.replay()
             return results
 
-        return replay
+        return partial(replay, call)
 
     def on_stream(self, call: Call) -> Any:
         """The call's result from a side stream, ordered by events on both ends."""

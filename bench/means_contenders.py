@@ -28,7 +28,7 @@ def two_products(f: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def combined(real: tuple[Tensor, Tensor] | None, synthetic: tuple[Tensor, Tensor]) -> Tensor:
     """A value of each class that depends on all of the means."""
-    weight = torch.linspace(0.5, 1.5, synthetic[0].shape[-1]).to(synthetic[0])
+    weight = torch.linspace(0.5, 1.5, synthetic[0].shape[-1], device=synthetic[0].device)
     if real is None:
         return ((synthetic[0] + 2 * synthetic[1]) * weight).mean(-1)
     parts = [(a - b).square() * weight for a, b in zip(real, synthetic, strict=True)]

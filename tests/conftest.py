@@ -45,11 +45,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def use_device(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    """Inputs and results stay on the CPU; ops move them. Convolutions of torch's are not in TF32 there."""
+    """Inputs and results stay on the CPU; ops move them. Convolutions of torch's are not in TF32 there, and
+    repeat themselves, as checks of gradients ask."""
     monkeypatch.setattr(table, "DEVICE", device)
     for name in table.MOVED:
         monkeypatch.setattr(decoct, name, table.on_device(getattr(decoct, name)))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ MOVED = (
     *("apply_plan", "sinkhorn_divergence", "sinkhorn_potentials"),
     *("mmd", "kernel_mean", "kernel_matvec", "mean_bandwidth", "median_bandwidth"),
     *("gradient_distance", "linear_head_gradients", "group_norm", "instance_norm"),
+    *("characteristic_mean", "segment_moments", "random_projection"),
 )
 """Public functions of tensors alone, by their names in decoct: what tests call there runs on DEVICE too."""
 

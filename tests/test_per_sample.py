@@ -15,13 +15,13 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 import decoct
+import table
 from decoct import reference
 from decoct.networks import build
 from decoct.ops._image_gram import image_gram
 from decoct.ops._image_squares import image_squares
 from decoct.ops._segment_outer import LINEAR
-from table import rows
-from test_class_gradients import LAYERS, network
+from test_class_gradients import LAYERS, network, rows
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
@@ -35,7 +35,8 @@ KNOWN = [name for name in LAYERS if name not in REFUSED]
 
 
 def targets(count: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, 5, (count,), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randint(0, 5, (count,), generator=torch.Generator().manual_seed(seed))
+    return drawn.to(table.DEVICE)
 
 
 def of_pass(
@@ -69,9 +70,9 @@ def small_net(kind: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module,
         made: nn.Module = nn.Sequential(
             nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, 5)
         )
-        return made.to(dtype), (3,)
+        return made.to(table.DEVICE, dtype), (3,)
     if kind == "shared":
-        return Shared().to(dtype), (3,)
+        return Shared().to(table.DEVICE, dtype), (3,)
     convolutions = nn.Sequential(
         nn.Conv2d(2, 6, 3, padding=1),
         nn.GroupNorm(2, 6),
@@ -82,7 +83,7 @@ def small_net(kind: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module,
         nn.Flatten(),
         nn.Linear(8 * 9, 5),
     )
-    return convolutions.to(dtype), (2, 6, 6)
+    return convolutions.to(table.DEVICE, dtype), (2, 6, 6)
 
 
 NETS = ("mlp", "conv", "shared")
@@ -154,13 +155,14 @@ def test_rows_that_are_not_samples() -> None:
 
 
 def test_batch_statistics() -> None:
-    net = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
-    pairs = of_pass(net, torch.randn(6, 3), targets(6))
+    net = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)).to(table.DEVICE)
+    x = rows(6, 3).float()
+    pairs = of_pass(net, x, targets(6))
     words = r"not defined for BatchNorm1d '1', .* call net.eval\(\) before the pass, or put GroupNorm"
     for call in (decoct.per_sample_norms, decoct.gradient_gram):
         with pytest.raises(ValueError, match=words):
             call(pairs)
-    assert decoct.per_sample_norms(of_pass(net.eval(), torch.randn(6, 3), targets(6))).shape == (6,)
+    assert decoct.per_sample_norms(of_pass(net.eval(), x, targets(6))).shape == (6,)
 
 
 @pytest.mark.parametrize("kind", NETS)
@@ -282,11 +284,11 @@ def test_no_graph_without_create_graph() -> None:
 
 def test_frozen_and_unused_parameters() -> None:
     net, shape = small_net("mlp")
+    x, y = rows(N, *shape), targets(N)
     first = net.get_submodule("0")
     first.weight.requires_grad_(False)  # type: ignore[union-attr, operator]
     net.get_submodule("2").bias.requires_grad_(False)  # type: ignore[union-attr, operator]
-    net.add_module("unused", nn.Linear(5, 5).double())
-    x, y = rows(N, *shape), targets(N)
+    net.add_module("unused", nn.Linear(5, 5).to(x))
     with decoct.capture(net) as pairs:
         hidden = x
         for name, module in net.named_children():
@@ -304,10 +306,10 @@ def test_frozen_and_unused_parameters() -> None:
 
 def test_zero_gradients() -> None:
     """Norm zero has derivative zero, and is not clipped by a division by zero."""
-    a, d = torch.zeros(3, 4, 1, 1), torch.zeros(3, 5, 1, 1)
+    a, d = (torch.zeros(3, width, 1, 1, device=table.DEVICE) for width in (4, 5))
     assert not image_squares(a, d, LINEAR, True)[0].any()
-    net = nn.Linear(3, 5)
-    x = torch.zeros(4, 3, requires_grad=True)
+    net = nn.Linear(3, 5).to(table.DEVICE)
+    x = torch.zeros(4, 3, device=table.DEVICE, requires_grad=True)
     with decoct.capture(net) as pairs:
         loss = (net(x) * 0).sum()
     pairs.backward(loss, create_graph=True)
@@ -374,7 +376,7 @@ def test_transforms_are_refused() -> None:
         return factor * decoct.per_sample_norms(pairs).sum()
 
     with pytest.raises(RuntimeError, match=r"torch.func and forward-mode AD are not offered"):
-        grad(scaled)(torch.tensor(2.0))
+        grad(scaled)(torch.tensor(2.0, device=table.DEVICE))
 
 
 @given(
@@ -423,7 +425,7 @@ def test_half_precision() -> None:
 @pytest.mark.usual_backends("cpu")
 def test_convnet() -> None:
     """The network of the field, its fused norms among the layers."""
-    net = build("convnet", (3, 16, 16), 5, width=16, depth=2).double()
+    net = build("convnet", (3, 16, 16), 5, width=16, depth=2).to(table.DEVICE, torch.float64)
     x, y = rows(N, 3, 16, 16), targets(N)
     pairs = of_pass(net, x, y)
     exact = reference.per_sample_norms(net, x, y)

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 import decoct
 from decoct import reference
-from table import rows
-from test_class_gradients import network
+from test_class_gradients import network, rows
 from test_per_sample import KNOWN, NETS, of_pass, small_net, targets
 
 pytestmark = [
