@@ -320,6 +320,9 @@ def main(job: dict[str, Any], out: Path) -> int:
     """1 if a check failed. Checks for which no time is left are counted, not failed."""
     device = open_device(job["device"])
     torch.backends.cudnn.deterministic = True  # of a step, torch's convolutions must repeat themselves too
+    if job["kind"] == "sanitized":
+        # Under racecheck a convolution of its own, which is not looked at, failed to read its memory.
+        torch.backends.cudnn.enabled = False
     report: dict[str, Any] = {"passed": 0, "failed": {}, "not_run": 0, "missing": list(device.missing)}
     for name, check in KINDS[job["kind"]](device, job["ops"]):
         if time.time() > job["until"]:

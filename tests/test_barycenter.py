@@ -160,6 +160,18 @@ def test_uniform_masses_share_equal_clusters() -> None:
     assert torch.equal(found.masses, torch.full((3,), 1 / 3, dtype=torch.float64))
 
 
+@LONG
+@pytest.mark.parametrize("k", [2, 7, 23])
+def test_masses_are_kept_after_few_iterations(k: int) -> None:
+    """Of points that share clusters unevenly, which Sinkhorn's iteration takes hundreds for."""
+    x = torch.cat(clusters(counts=(40, 25, 15), gap=4.0))
+    options = {"init": x[:: len(x) // k][:k], "blur": 0.5, "iterations": 3, "marginal_tol": 1e-10}
+    few = decoct.free_support_barycenter(x, k, inner_iterations=30, **options)
+    many = decoct.free_support_barycenter(x, k, inner_iterations=20_000, **options)
+    torch.testing.assert_close(few.points, many.points, rtol=0, atol=1e-7)
+    torch.testing.assert_close(few.cost, many.cost, rtol=1e-9, atol=0)
+
+
 def test_a_moved_copy_moves_the_points_by_its_share() -> None:
     """A translation adds to the cost what depends on one side alone, so that no plan changes."""
     x, shift = rows(15, 4), torch.tensor([3.0, -1.0, 0.5, 0.0], dtype=torch.float64)

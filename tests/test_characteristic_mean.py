@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import decoct
+import table
 from comparison import compare, evaluate
 from decoct import reference
 from samples import OPS, Sample
@@ -51,7 +52,9 @@ def test_sine_and_cosine(dtype: torch.dtype, largest: float) -> None:
 @SIZES
 @pytest.mark.usual_backends("cpu")
 def test_sine_and_cosine_of_all_digits(largest: float) -> None:
-    assert_sine_and_cosine(numbers(largest, torch.float32))
+    """Where products are exact, as those of tensor cores are not."""
+    given = numbers(largest, torch.float32)
+    assert_sine_and_cosine(given if table.DEVICE == "cpu" else kept(given))
 
 
 def assert_sine_and_cosine(t: Tensor) -> None:

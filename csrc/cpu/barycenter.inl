@@ -97,8 +97,8 @@ struct BarycenterRun {
       return s.spread * s.spread * radius * radius;
     }
 
-    // Plans at eps; adds what they ask of the points. Returns the weighted value.
-    double plans(double eps, bool first) const {
+    // Plans at eps, and what they ask of the points where these are to move. Returns the weighted value.
+    double plans(double eps, bool first, bool moving) const {
       std::memset(group.sums, 0, k * dim * sizeof(double));
       std::memset(group.mass, 0, k * sizeof(double));
       double total = 0;
@@ -113,9 +113,11 @@ struct BarycenterRun {
         if (!run.a.learned)
           plan.balance(first ? largest_cost(s) : 0, run.a.marginal_tolerance, run.a.inner_iterations);
         total += m.share * plan.finish();
+        if (moving) plan.add_rows();
         for (int64_t j = 0; j < k; ++j) {
           const double weight = (double)s.y.weights[j];
           if (!run.a.learned && weight != 0) total += m.share * weight * m.g[j];
+          if (!moving) continue;
           const double mass = m.share * (run.a.learned ? __builtin_exp(m.log_masses[j]) : weight);
           if (mass == 0 || m.mass[j] == 0) continue;
           const T* sum = s.y.grad + j * s.y.stride;
@@ -168,7 +170,7 @@ struct BarycenterRun {
       bool converged = false;
       while (made < a.iterations && !converged) {
         eps = eps > last ? eps : last;
-        plans(eps, made == 0);
+        plans(eps, made == 0, true);
         moved = move();
         if (a.learned) weigh();
         ++made;
@@ -176,7 +178,7 @@ struct BarycenterRun {
         eps *= factor;
         if (moved != moved) break;
       }
-      a.cost[g] = plans(last, made == 0);
+      a.cost[g] = plans(last, made == 0, false);
       a.movement[g] = moved;
       a.made[g] = made;
     }

@@ -7,70 +7,34 @@
 //   g_j += eps log(b_j / Q_j),
 // and no potential of a row is formed: its square and its potential are the same for all points. The largest
 // exponent of a row is taken off, so that no row's sum is out of range. A point so far from all rows that its
-// Q_j is gets its sum from logarithms (`far_point`).
+// Q_j is gets its sum from logarithms (`far_point`). Of few points Newton's step (newton.inl) takes the place
+// of that iteration once little is missed: some four passes a turn instead of twenty. A step after which more
+// is missed is taken back and a quarter of it tried.
 //
 // Shapes: x (N, D), y (k, D), scores and plan (k, N). Operations: 2 N k D for the scores, and as many for the
-// sums of rows that the plan weights; a pass some 20 instructions a vector of pairs. Bytes: the rows are read
-// twice, once forward for the scores and once backward for the sums, so that what a second-level cache holds
-// of them is still there; neither product needs another copy of them.
+// sums of rows that the plan weights; a pass some 30 instructions a vector of pairs, and 2 N k^2 operations
+// for Newton's step. Bytes: the rows are read twice, once forward for the scores and once backward for the
+// sums, so that what a second-level cache holds of them is still there; neither product needs another copy of
+// them.
 #pragma once
-#include "products.inl"
+#include "few_products.inl"
+#include "newton.inl"
 #include "segment.inl"
 #include "stream.inl"
 
 namespace decoct {
 namespace DECOCT_ISA {
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kDotPoints = 10;  // with two rows 20 sums, of 32 registers
-#else
-constexpr int kDotPoints = 5;
-#endif
-constexpr int64_t kDotRows = 8;     // to whose scores a block of points goes before the next block
 constexpr int64_t kPassRows = 512;  // of a task, whose sums are of type T within each lane
 constexpr int64_t kSumRows = 64;    // whose weighted sums are added at a time
 constexpr double kRelaxation = 1.6, kRelaxedFrom = 0.1;
+constexpr double kNewtonFrom = 0.5, kLeastPart = 0.01, kReach = 3;  // of the step, in units of eps
+constexpr int64_t kNewtonPoints = 64;  // at most, for which Newton's step takes no longer than a few passes
 constexpr int64_t kParallelWork = int64_t{1} << 16;
 
 // Sums below it have lost terms.
 template <class T>
 constexpr double kLeastMass = sizeof(T) == 4 ? 1e-28 : 1e-280;
-
-// Scores of `Rows` rows, 1 or 2, with points [j, j + Count).
-template <class T, int Rows, int Count>
-static void dot_products(const T* x, int64_t x_stride, const T* y, int64_t y_stride, int64_t padded, T* out,
-                         int64_t out_stride) {
-  vec<T> sums[Rows][Count] = {};
-  for (int64_t d = 0; d < padded; d += width<T>) {
-    vec<T> row[Rows];
-#pragma GCC unroll 2
-    for (int r = 0; r < Rows; ++r) row[r] = load(x + r * x_stride + d);
-#pragma GCC unroll 10
-    for (int c = 0; c < Count; ++c) {
-      const vec<T> point = load(y + c * y_stride + d);
-#pragma GCC unroll 2
-      for (int r = 0; r < Rows; ++r) sums[r][c] += row[r] * point;
-    }
-  }
-#pragma GCC unroll 10
-  for (int c = 0; c < Count; ++c)
-#pragma GCC unroll 2
-    for (int r = 0; r < Rows; ++r) out[c * out_stride + r] = sum_lanes<T>(sums[r][c]);
-}
-
-template <class T, int Count = kDotPoints>
-DECOCT_INLINE void dot_rows(int64_t rows, int64_t count, const T* x, int64_t x_stride, const T* y,
-                            int64_t y_stride, int64_t padded, T* out, int64_t out_stride) {
-  if constexpr (Count > 0) {
-    if (count != Count)
-      return dot_rows<T, Count - 1>(rows, count, x, x_stride, y, y_stride, padded, out, out_stride);
-    int64_t i = 0;
-    for (; i + 2 <= rows; i += 2)
-      dot_products<T, 2, Count>(x + i * x_stride, x_stride, y, y_stride, padded, out + i, out_stride);
-    if (i < rows)
-      dot_products<T, 1, Count>(x + i * x_stride, x_stride, y, y_stride, padded, out + i, out_stride);
-  }
-}
 
 // A measure's rows, packed once, beside a copy of the points of its barycentre.
 template <class T>
@@ -79,11 +43,13 @@ struct FewPoints {
   T *scores,
       *plan;  // (k, stride): <x_i, y_j>, of few columns -|x_i - y_j|^2 / 2; P_ij, a row's in its own unit
   int64_t stride;
-  T* bias;             // (k)
-  double *g, *mass;    // (k): potentials; sums of the plan's rows in the unit that these are in
-  double* log_masses;  // (k): log Q_j
-  T* row_logs;         // (padded N): log2 sum_j 2^e_ij
-  double* parts;       // (tasks, k + 1): of Q, and of the sum of a_i log2 sum_j 2^e_ij
+  T* bias;                       // (k)
+  double *g, *mass;              // (k): potentials; sums of the plan's rows in the unit that these are in
+  double* log_masses;            // (k): log Q_j
+  T* row_logs;                   // (padded N): log2 sum_j 2^e_ij
+  double* parts;                 // (tasks, k + 1): of Q, and of the sum of a_i log2 sum_j 2^e_ij
+  T* products;                   // (k, k): sum_i P_ij P_il / a_i; of few enough points
+  double *system, *move, *kept;  // (k, k), (k), (k): Newton's equations and step, and potentials before it
   double* column_sums;
   double share;  // of the measure in its group
   bool finite;
@@ -110,7 +76,18 @@ struct FewPoints {
     row_logs = arena.take<T>(stride);
     parts = arena.take<double>(tasks_of(rows) * (points + 1));
     column_sums = arena.take<double>(dim);
+    const int64_t few = points <= kNewtonPoints ? points : 0;
+    products = arena.take<T>(few * few);
+    system = arena.take<double>(few * few);
+    move = arena.take<double>(few);
+    kept = arena.take<double>(few);
   }
+};
+
+enum class Pass {
+  masses,  // Q alone
+  roots,   // and P_ij / sqrt(a_i) into the plan
+  plan     // and P, and the logarithms of the rows' sums
 };
 
 // Exponents and sums of a pass for one worker.
@@ -146,8 +123,6 @@ struct FewPointsPlan {
       const int64_t blocks = (k() + kDotPoints - 1) / kDotPoints;
       for (int64_t i = begin; i < end; i += kDotRows) {
         const int64_t rows = end - i < kDotRows ? end - i : kDotRows;
-        for (int64_t next = i + kDotRows; next < i + kDotRows + rows && next < n(); ++next)
-          prefetch(x.points + next * x.stride);
         for (int64_t block = 0; block < blocks; ++block) {
           const int64_t j = block * k() / blocks, last = (block + 1) * k() / blocks;
           dot_rows<T>(rows, last - j, x.points + i * x.stride, x.stride, y.points + j * y.stride, y.stride,
@@ -171,10 +146,6 @@ struct FewPointsPlan {
       }
   }
 
-  void prefetch(const T* row) const {
-    for (int64_t d = 0; d < m.s.x.stride; d += 64 / (int64_t)sizeof(T)) __builtin_prefetch(row + d, 0, 2);
-  }
-
   // ---- passes over the pairs
 
   // The part of an exponent that depends on the point alone.
@@ -184,14 +155,14 @@ struct FewPointsPlan {
     return logarithm + m.g[j] * (kLog2e / eps) - norm * rate();
   }
 
-  // Q_j into `mass`; with Last the plan too. Returns the sum of a_i log2 sum_j 2^e_ij with Last.
-  template <bool Last>
+  // Q_j into `mass`. Returns the sum of a_i log2 sum_j 2^e_ij with the plan.
+  template <Pass What>
   double pass() const {
     const int64_t tasks = FewPoints<T>::tasks_of(n()), width_of_parts = k() + 1;
     for (int64_t j = 0; j < k(); ++j) m.bias[j] = (T)point_bias(j);
     for_tasks(tasks, threads_for(n() * k() * 4), [&](int64_t task, int worker) {
       const int64_t begin = task * kPassRows, end = begin + kPassRows < n() ? begin + kPassRows : n();
-      pass_rows<Last>(begin, end, (T*)(lanes + worker * lanes_bytes<T>(k())),
+      pass_rows<What>(begin, end, (T*)(lanes + worker * lanes_bytes<T>(k())),
                       m.parts + task * width_of_parts);
     });
     double logs = 0;
@@ -204,7 +175,7 @@ struct FewPointsPlan {
     return logs;
   }
 
-  template <bool Last>
+  template <Pass What>
   void pass_rows(int64_t begin, int64_t end, T* powers, double* sums) const {
     T* totals = powers + k() * width<T>;
     std::memset(totals, 0, k() * width<T> * sizeof(T));
@@ -224,12 +195,14 @@ struct FewPointsPlan {
         sum += power;
       }
       const vec<T> weight = load(m.s.x.weights + i), scale = weight / sum;
+      const vec<T> root = What == Pass::roots ? sqrt(weight) / sum : weight;
       for (int64_t j = 0; j < k(); ++j) {
-        const vec<T> part = load(powers + j * width<T>) * scale;
+        const vec<T> power = load(powers + j * width<T>), part = power * scale;
         store(totals + j * width<T>, load(totals + j * width<T>) + part);
-        if constexpr (Last) store(m.plan + j * m.stride + i, part);
+        if constexpr (What == Pass::plan) store(m.plan + j * m.stride + i, part);
+        if constexpr (What == Pass::roots) store(m.plan + j * m.stride + i, power * root);
       }
-      if constexpr (Last) {
+      if constexpr (What == Pass::plan) {
         const auto [log_sum, whole] = log2_parts<T>(sum);
         const vec<T> log = most + (log_sum + whole) + (sum - sum);  // NaN stays NaN
         store(m.row_logs + i, log);
@@ -242,8 +215,8 @@ struct FewPointsPlan {
 
   bool lost(int64_t j) const { return m.finite && weights()[j] > 0 && !(m.mass[j] > kLeastMass<T>); }
 
-  // log Q_j from the logarithms that pass<true> leaves; its row of the plan, in units of the largest entry,
-  // and the sum of that.
+  // log Q_j from the logarithms that pass<Pass::plan> leaves; its row of the plan, in units of the largest
+  // entry, and the sum of that.
   __attribute__((noinline)) double far_point(int64_t j) const {
     T* row = m.plan + j * m.stride;
     const double bias = point_bias(j);
@@ -276,22 +249,18 @@ struct FewPointsPlan {
               n(), [&](int64_t i) { return m.plan[j * m.stride + i] * x.points[i * x.stride + d]; });
       return;
     }
-    const int64_t vectors = x.stride / width<T>, panels = (vectors + kTileVectors - 1) / kTileVectors;
-    const int64_t blocks = (n() + kSumRows - 1) / kSumRows;
+    const int64_t vectors = round_up(dim(), width<T>) / width<T>,
+                  points = (k() + kDotPoints - 1) / kDotPoints;
     const int workers = threads_for(n() * k() * dim());
-    const int64_t tasks = workers > 1 ? panels : 1;
+    const int64_t tasks = workers > 1 && workers < vectors ? workers : 1;
     for_tasks(tasks, workers, [&](int64_t task, int) {
-      const int64_t first = task * panels / tasks, last = (task + 1) * panels / tasks;
-      for (int64_t block = blocks; block-- > 0;) {
-        const int64_t i = block * kSumRows, rows = n() - i < kSumRows ? n() - i : kSumRows;
-        for (int64_t p = first; p < last; ++p) {
-          // Rows of the block to come, a share of them beside each panel.
-          if (tasks == 1 && block > 0)
-            for (int64_t r = p * kSumRows / panels; r < (p + 1) * kSumRows / panels; ++r)
-              prefetch(x.points + (i - kSumRows + r) * x.stride);
-          const int64_t v = p * vectors / panels, d = v * width<T>;
-          product<T>(k(), (int)((p + 1) * vectors / panels - v), rows, m.plan + i, m.stride, 1,
-                     x.points + i * x.stride + d, x.stride, y.grad + d, y.stride, true);
+      const int64_t d = task * vectors / tasks * width<T>, end = (task + 1) * vectors / tasks * width<T>;
+      for (int64_t i = (n() - 1) / kSumRows * kSumRows; i >= 0; i -= kSumRows) {
+        const int64_t rows = n() - i < kSumRows ? n() - i : kSumRows;
+        for (int64_t block = 0; block < points; ++block) {
+          const int64_t j = block * k() / points, last = (block + 1) * k() / points;
+          weighted_rows<T>(last - j, rows, end - d, m.plan + j * m.stride + i, m.stride,
+                           x.points + i * x.stride + d, x.stride, y.grad + j * y.stride + d, y.stride);
         }
       }
     });
@@ -300,12 +269,11 @@ struct FewPointsPlan {
   // The plan of these potentials, with the masses of points without a share of it from logarithms. Returns
   // the value without those: sum_i a_i f_i for the f that g asks for.
   double finish() const {
-    const double logs = pass<true>();
+    const double logs = pass<Pass::plan>();
     for (int64_t j = 0; j < k(); ++j) m.log_masses[j] = lost(j) ? far_point(j) : __builtin_log(m.mass[j]);
     double norms = 0;
     for (int64_t i = 0; !small() && i < n(); ++i)
       norms += 0.5 * (double)m.s.x.weights[i] * (double)m.s.x.norms[i];
-    add_rows();
     return unit() * norms - eps / kLog2e * logs;
   }
 
@@ -315,35 +283,75 @@ struct FewPointsPlan {
     const double last = eps;
     for (double at = first_eps; at > last; at /= 4) {
       eps = at;
-      pass<false>();
-      step();
+      pass<Pass::masses>();
+      step(missed());
     }
     eps = last;
+    const bool few = k() <= kNewtonPoints;
+    double before = 0, part = 0;  // of Newton's step, where that was the last one
     for (int64_t made = 0; made < most; ++made) {
-      pass<false>();
-      if (!(step() > tolerance)) break;
+      few ? pass<Pass::roots>() : pass<Pass::masses>();
+      double share = missed();
+      bool newton = few && share < kNewtonFrom && share > tolerance && made + 1 < most;
+      if (part > 0 && !(share < before)) {
+        part = part > kLeastPart ? part / 4 : 0;
+        for (int64_t j = 0; j < k(); ++j) m.g[j] = m.kept[j] + part * eps * m.move[j];
+        if (part > 0) continue;
+        pass<Pass::masses>();
+        share = missed();
+        newton = false;
+      }
+      before = share;
+      part = newton ? step_by_derivative() : 0;
+      if (part == 0) step(share);
+      if (!(share > tolerance)) break;
     }
   }
 
-  // g_j += factor eps log(b_j / Q_j). Returns by what share Q missed b before. Where little is missed the
-  // factor is more than 1, which takes fewer iterations: near the solution they converge with any that is
-  // less than 2.
-  double step() const {
-    bool any_lost = false;
-    for (int64_t j = 0; j < k(); ++j) any_lost |= lost(j);
-    if (any_lost) pass<true>();
-    double missed = 0, all = 0;
+  // By what share Q misses b.
+  double missed() const {
+    double sum = 0, all = 0;
     for (int64_t j = 0; j < k(); ++j) {
       const double weight = (double)weights()[j];
       all += weight;
-      missed += lost(j) ? weight : __builtin_fabs(m.mass[j] - weight);
+      sum += lost(j) ? weight : __builtin_fabs(m.mass[j] - weight);
     }
-    if (all == 0) return 0;
-    const double factor = eps * (missed < kRelaxedFrom * all ? kRelaxation : 1.0);
+    return all == 0 ? 0 : sum / all;
+  }
+
+  // g_j += factor eps log(b_j / Q_j). Where little is missed the factor is more than 1, which takes fewer
+  // iterations: near the solution they converge with any that is less than 2.
+  void step(double share) const {
+    bool any_lost = false;
+    for (int64_t j = 0; j < k(); ++j) any_lost |= lost(j);
+    if (any_lost) pass<Pass::plan>();
+    const double factor = eps * (share < kRelaxedFrom ? kRelaxation : 1.0);
     for (int64_t j = 0; j < k(); ++j)
       if (const double weight = (double)weights()[j]; weight != 0)
         m.g[j] += factor * (__builtin_log(weight) - (lost(j) ? far_point(j) : __builtin_log(m.mass[j])));
-    return missed / all;
+  }
+
+  // Newton's, or the part of it that is returned, after pass<Pass::roots>. 0: there is none.
+  double step_by_derivative() const {
+    for (int64_t j = 0; j < k(); ++j) {
+      if (lost(j)) return 0;
+      m.move[j] = (double)weights()[j] - m.mass[j];
+    }
+    const int64_t blocks = (k() + kDotPoints - 1) / kDotPoints;
+    for (int64_t i = 0; i < k(); i += kDotRows)
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t j = block * k() / blocks, last = (block + 1) * k() / blocks;
+        dot_rows<T>(k() - i < kDotRows ? k() - i : kDotRows, last - j, m.plan + i * m.stride, m.stride,
+                    m.plan + j * m.stride, m.stride, round_up(n(), width<T>), m.products + j * k() + i, k());
+      }
+    for (int64_t j = 0; j < k() * k(); ++j) m.system[j] = (double)m.products[j];
+    if (!newton_step(k(), m.mass, __builtin_ldexp(1.0, 6 - FloatFormat<T>::mantissa), m.system, m.move))
+      return 0;
+    double longest = kReach;
+    for (int64_t j = 0; j < k(); ++j) longest = __builtin_fmax(longest, __builtin_fabs(m.move[j]));
+    std::memcpy(m.kept, m.g, k() * sizeof(double));
+    for (int64_t j = 0; j < k(); ++j) m.g[j] += kReach / longest * eps * m.move[j];
+    return kReach / longest;
   }
 };
 

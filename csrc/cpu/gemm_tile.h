@@ -23,7 +23,7 @@ static void register_tile(int64_t depth, const T* a, int64_t a_row, int64_t a_st
     vec<T> row[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) row[v] = load(b + v * width<T>);
-#pragma GCC unroll 8
+#pragma GCC unroll 10
     for (int i = 0; i < R; ++i) {
       const vec<T> left = splat(a[i * a_row]);
 #pragma GCC unroll 4
@@ -32,7 +32,7 @@ static void register_tile(int64_t depth, const T* a, int64_t a_row, int64_t a_st
     a += a_step;
     b += b_step;
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 10
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
