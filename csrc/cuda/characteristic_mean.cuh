@@ -6,7 +6,7 @@
 //                each pair, some 30 instructions
 //   bytes        a number of x is read F / 64 times, one of f N / 64 times, nearly all from cache; of
 //   derivatives
-//                also the weights of a panel of 2048 x 2048 pairs, written once and read D / 64 times for
+//                also the weights of a panel of 1024 x 4096 pairs, written once and read D / 64 times for
 //                each side
 //   bound        the products: N = 1024, F = 4096, D = 2048: 17.2 Gflop each, in 3xTF32 0.33 ms on A100
 //
@@ -23,7 +23,7 @@
 
 namespace decoct::cuda {
 
-constexpr int kPanelRows = 2048, kPanelColumns = 2048;
+constexpr int kPanelRows = 1024, kPanelColumns = 4096;
 
 constexpr int kHalves = 2;  // of the rows of a tile: a thread has a column of one
 constexpr int kTilePitch = 65;

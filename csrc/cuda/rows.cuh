@@ -262,25 +262,38 @@ DECOCT_KERNEL pack_vectors_kernel(Problem<T> p, Source v, int64_t rows, int32_t 
                    e < columns ? rounded(load_element<T>(v, i, e), p.precision) : T(0));
 }
 
+// Rows of a chunk, several of whose numbers a thread has under way together.
 template <class T>
 DECOCT_KERNEL segment_sums_kernel(Problem<T> p, T* out, int64_t out_stride) {
+  constexpr int together = 8;
   Shared shared;
   int* arrival = shared.take<int>(1);
   const Chunk chunk = p.chunks[block_index()];
   const SegmentPlan s = p.segments[chunk.segment];
   double* sums = p.chunk_sums + (int64_t)block_index() * p.dim;
-  for (int d = thread_index(); d < p.dim; d += kThreads) {
-    double sum = 0;
-    for (int i = chunk.row_begin; i < chunk.row_end; ++i) {
-      const double weight = p.x.source_weights ? (double)p.x.source_weights[s.x_begin + i] : 1.0;
-      sum += weight * (double)load_element<T>(p.x.source, s.x_begin + i, d);
+  const int64_t first = s.x_begin + chunk.row_begin, stride = p.x.source.stride;
+  const int rows = chunk.row_end - chunk.row_begin;
+  const T* weights = p.x.source_weights ? p.x.source_weights + first : nullptr;
+  with_numbers<T>(p.x.source, [&](const auto* numbers, auto widen) {
+    for (int d = thread_index(); d < p.dim; d += kThreads) {
+      double sum = 0;
+      for (int i = 0; i < rows; i += together) {
+        T values[together];
+#pragma unroll
+        for (int r = 0; r < together; ++r)
+          values[r] = i + r < rows ? widen(numbers[(first + i + r) * stride + d]) : T(0);
+#pragma unroll
+        for (int r = 0; r < together; ++r)
+          if (i + r < rows) sum += (weights ? (double)weights[i + r] : 1.0) * (double)values[r];
+      }
+      sums[d] = sum;
     }
-    sums[d] = sum;
-  }
+  });
   if (!last_to_arrive(p.tickets + chunk.segment, s.chunks, arrival)) return;
   const double scale = p.x.source_weights ? 1.0 : 1.0 / s.n;
   for (int d = thread_index(); d < p.dim; d += kThreads) {
     double total = 0;
+#pragma unroll 8
     for (int k = 0; k < s.chunks; ++k) total += p.chunk_sums[(int64_t)(s.first_chunk + k) * p.dim + d];
     out[chunk.segment * out_stride + d] = (T)(total * scale);
   }
