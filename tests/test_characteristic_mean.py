@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import decoct
-import table
 from comparison import compare, evaluate
 from decoct import reference
 from samples import OPS, Sample
