@@ -112,7 +112,7 @@ struct GramScratch {
     gradients = arena.take<T>(rows_of_block * s.output_pitch);
     patch_products = arena.take<T>(rows_of_block * panel<T>);
     products = arena.take<T>(rows_of_block * panel<T>);
-    rows = arena.take<T>(width<T> * (s.factored ? larger(s.patch, s.outputs) : s.length));
+    rows = arena.take<T>(width<T> * (s.factored ? larger(s.patch_pitch, s.output_pitch) : s.length));
   }
 };
 
@@ -139,17 +139,21 @@ static int64_t gram_bytes(const ImageGramArguments& a, int threads) {
 // to[k step + r] = rows[k + r pitch]: `width` rows side by side, `count` numbers of each.
 template <class T>
 static void lay_side_by_side(const T* rows, int64_t pitch, int64_t count, T* to, int64_t step) {
-  for (int64_t k = 0; k < count; k += width<T>) {
-    const int64_t some = smaller(width<T>, count - k);
-    vec<T> square[width<T>];
-    for (int64_t r = 0; r < width<T>; ++r) {
-      T numbers[width<T>] = {};
-      std::memcpy(numbers, rows + r * pitch + k, some * sizeof(T));
-      square[r] = load(numbers);
-    }
+  vec<T> square[width<T>];
+  int64_t k = 0;
+  for (; k + width<T> <= count; k += width<T>) {
+    for (int64_t r = 0; r < width<T>; ++r) square[r] = load(rows + r * pitch + k);
     transpose<T>(square);
-    for (int64_t r = 0; r < some; ++r) store(to + (k + r) * step, square[r]);
+    for (int64_t r = 0; r < width<T>; ++r) store(to + (k + r) * step, square[r]);
   }
+  if (k == count) return;
+  for (int64_t r = 0; r < width<T>; ++r) {
+    T numbers[width<T>] = {};
+    std::memcpy(numbers, rows + r * pitch + k, (count - k) * sizeof(T));
+    square[r] = load(numbers);
+  }
+  transpose<T>(square);
+  for (int64_t r = 0; k < count; ++k, ++r) store(to + k * step, square[r]);
 }
 
 // The patch that position t of an image sees, and its output gradients, of one group.
@@ -237,17 +241,17 @@ static void pack_columns(void* context, int64_t task, int worker) {
   const GramScratch<T> scratch = run.scratch_of(worker);
   const int64_t first = task * width<T>, at = first / panel<T>, lane = first % panel<T>;
   const int64_t count = smaller(width<T>, s.m * s.y_positions - first);
-  const auto pack = [&](int64_t numbers, auto one, T* to) {
+  const auto pack = [&](int64_t numbers, int64_t pitch, auto one, T* to) {
     for (int64_t r = 0; r < width<T>; ++r)
       if (r < count)
         one(run.other, run.group, (first + r) / s.y_positions, (first + r) % s.y_positions,
-            scratch.rows + r * numbers);
+            scratch.rows + r * pitch);
       else
-        std::memset(scratch.rows + r * numbers, 0, numbers * sizeof(T));
-    lay_side_by_side(scratch.rows, numbers, numbers, to + at * numbers * panel<T> + lane, panel<T>);
+        std::memset(scratch.rows + r * pitch, 0, numbers * sizeof(T));
+    lay_side_by_side(scratch.rows, pitch, numbers, to + at * numbers * panel<T> + lane, panel<T>);
   };
-  pack(s.patch, pack_patch<T>, run.memory.patches);
-  pack(s.outputs, pack_gradient<T>, run.memory.gradients);
+  pack(s.patch, s.patch_pitch, pack_patch<T>, run.memory.patches);
+  pack(s.outputs, s.output_pitch, pack_gradient<T>, run.memory.gradients);
 }
 
 // rows x one panel of columns, over all of a depth.

@@ -126,7 +126,7 @@ def _refuse_batch_statistics(op: str, pairs: Any) -> None:
 
 def _refuse_unrecorded(op: str, pairs: Capture) -> None:
     missed = {id(parameter) for parameter in pairs.missed}
-    for name, parameter in pairs.net.named_parameters():
+    for name, parameter in pairs.net.named_parameters() if missed else ():
         if id(parameter) in missed:
             layer = pairs.net.get_submodule(name.rpartition(".")[0])
             raise ValueError(
