@@ -120,14 +120,12 @@ struct FewPointsPlan {
     for_tasks(FewPoints<T>::tasks_of(n()), threads_for(n() * k() * dim()), [&](int64_t task, int) {
       const int64_t begin = task * kPassRows, end = begin + kPassRows < n() ? begin + kPassRows : n();
       if (small()) return score_by_differences(begin, end);
-      const int64_t blocks = (k() + kDotPoints - 1) / kDotPoints;
       for (int64_t i = begin; i < end; i += kDotRows) {
         const int64_t rows = end - i < kDotRows ? end - i : kDotRows;
-        for (int64_t block = 0; block < blocks; ++block) {
-          const int64_t j = block * k() / blocks, last = (block + 1) * k() / blocks;
-          dot_rows<T>(rows, last - j, x.points + i * x.stride, x.stride, y.points + j * y.stride, y.stride,
+        over_blocks(k(), [&](int64_t j, int64_t count) {
+          dot_rows<T>(rows, count, x.points + i * x.stride, x.stride, y.points + j * y.stride, y.stride,
                       round_up(dim(), width<T>), m.scores + j * m.stride + i, m.stride);
-        }
+        });
       }
     });
   }
@@ -249,19 +247,17 @@ struct FewPointsPlan {
               n(), [&](int64_t i) { return m.plan[j * m.stride + i] * x.points[i * x.stride + d]; });
       return;
     }
-    const int64_t vectors = round_up(dim(), width<T>) / width<T>,
-                  points = (k() + kDotPoints - 1) / kDotPoints;
+    const int64_t vectors = round_up(dim(), width<T>) / width<T>;
     const int workers = threads_for(n() * k() * dim());
     const int64_t tasks = workers > 1 && workers < vectors ? workers : 1;
     for_tasks(tasks, workers, [&](int64_t task, int) {
       const int64_t d = task * vectors / tasks * width<T>, end = (task + 1) * vectors / tasks * width<T>;
       for (int64_t i = (n() - 1) / kSumRows * kSumRows; i >= 0; i -= kSumRows) {
         const int64_t rows = n() - i < kSumRows ? n() - i : kSumRows;
-        for (int64_t block = 0; block < points; ++block) {
-          const int64_t j = block * k() / points, last = (block + 1) * k() / points;
-          weighted_rows<T>(last - j, rows, end - d, m.plan + j * m.stride + i, m.stride,
+        over_blocks(k(), [&](int64_t j, int64_t count) {
+          weighted_rows<T>(count, rows, end - d, m.plan + j * m.stride + i, m.stride,
                            x.points + i * x.stride + d, x.stride, y.grad + j * y.stride + d, y.stride);
-        }
+        });
       }
     });
   }
@@ -337,13 +333,13 @@ struct FewPointsPlan {
       if (lost(j)) return 0;
       m.move[j] = (double)weights()[j] - m.mass[j];
     }
-    const int64_t blocks = (k() + kDotPoints - 1) / kDotPoints;
-    for (int64_t i = 0; i < k(); i += kDotRows)
-      for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t j = block * k() / blocks, last = (block + 1) * k() / blocks;
-        dot_rows<T>(k() - i < kDotRows ? k() - i : kDotRows, last - j, m.plan + i * m.stride, m.stride,
-                    m.plan + j * m.stride, m.stride, round_up(n(), width<T>), m.products + j * k() + i, k());
-      }
+    for (int64_t i = 0; i < k(); i += kDotRows) {
+      const int64_t rows = k() - i < kDotRows ? k() - i : kDotRows;
+      over_blocks(k(), [&](int64_t j, int64_t count) {
+        dot_rows<T>(rows, count, m.plan + i * m.stride, m.stride, m.plan + j * m.stride, m.stride,
+                    round_up(n(), width<T>), m.products + j * k() + i, k());
+      });
+    }
     for (int64_t j = 0; j < k() * k(); ++j) m.system[j] = (double)m.products[j];
     if (!newton_step(k(), m.mass, __builtin_ldexp(1.0, 6 - FloatFormat<T>::mantissa), m.system, m.move))
       return 0;

@@ -15,6 +15,16 @@ constexpr int kDotPoints = 5;
 #endif
 constexpr int64_t kDotRows = 8;  // whose scores with a block of points are formed together
 
+// use(first, count) for points in blocks of at most kDotPoints, whose sizes differ by one at most.
+template <class Use>
+DECOCT_INLINE void over_blocks(int64_t points, Use use) {
+  const int64_t blocks = (points + kDotPoints - 1) / kDotPoints;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t first = block * points / blocks;
+    use(first, (block + 1) * points / blocks - first);
+  }
+}
+
 // Vectors whose lanes add up to the scores of `Rows` rows, 1 or 2, with `Count` points. A function of its
 // own: sums that are looked at lane by lane in the same one stay in memory while they are formed.
 template <class T, int Rows, int Count>
