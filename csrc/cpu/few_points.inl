@@ -122,7 +122,7 @@ struct FewPointsPlan {
       if (small()) return score_by_differences(begin, end);
       for (int64_t i = begin; i < end; i += kDotRows) {
         const int64_t rows = end - i < kDotRows ? end - i : kDotRows;
-        over_blocks(k(), [&](int64_t j, int64_t count) {
+        over_blocks(k(), kDotPoints, [&](int64_t j, int64_t count) {
           dot_rows<T>(rows, count, x.points + i * x.stride, x.stride, y.points + j * y.stride, y.stride,
                       round_up(dim(), width<T>), m.scores + j * m.stride + i, m.stride);
         });
@@ -254,7 +254,7 @@ struct FewPointsPlan {
       const int64_t d = task * vectors / tasks * width<T>, end = (task + 1) * vectors / tasks * width<T>;
       for (int64_t i = (n() - 1) / kSumRows * kSumRows; i >= 0; i -= kSumRows) {
         const int64_t rows = n() - i < kSumRows ? n() - i : kSumRows;
-        over_blocks(k(), [&](int64_t j, int64_t count) {
+        over_blocks(k(), kSumPoints, [&](int64_t j, int64_t count) {
           weighted_rows<T>(count, rows, end - d, m.plan + j * m.stride + i, m.stride,
                            x.points + i * x.stride + d, x.stride, y.grad + j * y.stride + d, y.stride);
         });
@@ -335,7 +335,7 @@ struct FewPointsPlan {
     }
     for (int64_t i = 0; i < k(); i += kDotRows) {
       const int64_t rows = k() - i < kDotRows ? k() - i : kDotRows;
-      over_blocks(k(), [&](int64_t j, int64_t count) {
+      over_blocks(k(), kDotPoints, [&](int64_t j, int64_t count) {
         dot_rows<T>(rows, count, m.plan + i * m.stride, m.stride, m.plan + j * m.stride, m.stride,
                     round_up(n(), width<T>), m.products + j * k() + i, k());
       });
