@@ -190,17 +190,26 @@ def test_a_moved_copy_moves_the_points_by_its_share() -> None:
     torch.testing.assert_close(two.points[0], alone.points + shift / 4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_cost_is_that_of_the_result(dtype: torch.dtype) -> None:
-    x = rows(40, 12, dtype=dtype)
+def assert_cost_is_that_of_the_result(x: Tensor, k: int) -> None:
     for weights in ("uniform", "learned"):
-        found = barycenter(x, 4, weights=weights, blur=1.5, iterations=2000, tol=1e-5, marginal_tol=1e-6)
+        found = barycenter(x, k, weights=weights, blur=1.5, iterations=2000, tol=1e-5, marginal_tol=1e-6)
         again = divergence(x, found.points, b=found.masses, blur=1.5, debias=False, tol=2e-6)
         assert bool(found.converged)
         # A dual value at potentials that miss a share of the mass is off by that times their range.
         largest = float(torch.cdist(x, found.points).square().max()) / 2
-        close = (1e-6 + 2e-6 + 8 * torch.finfo(dtype).eps) * largest
+        close = (1e-6 + 2e-6 + 8 * torch.finfo(x.dtype).eps) * largest
         torch.testing.assert_close(found.cost, again, rtol=0, atol=close)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_cost_is_that_of_the_result(dtype: torch.dtype) -> None:
+    assert_cost_is_that_of_the_result(rows(40, 12, dtype=dtype), 4)
+
+
+@LONG
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_cost_of_more_points_than_newtons_step_is_taken_for(dtype: torch.dtype) -> None:
+    assert_cost_is_that_of_the_result(rows(90, 12, dtype=dtype), 66)
 
 
 @given(
