@@ -100,7 +100,7 @@ CEILINGS = {
     "pack<*>": 184,
     "finish<*>": 156,
     "anchor<*>": 62,
-    "segment_sums<*>": 62,
+    "segment_sums<*>": 78,
     "pack_tangents<*>": 66,
     "pack_vectors<*>": 34,
     "norm_value<*>": 80,
