@@ -65,6 +65,9 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "linear_head_gradients": (rows(5, 3), torch.arange(5) % 2, rows(2, 3)),
     "group_norm": (rows(2, 4, 5), 2),
     "instance_norm": (rows(2, 4, 5),),
+    "characteristic_mean": (rows(5, 3), rows(4, 3)),
+    "segment_moments": (rows(5, 3),),
+    "random_projection": (rows(5, 3), 4),
 }
 NAMED = {"apply_plan": {"f": rows(5), "g": rows(4)}}
 
