@@ -232,8 +232,8 @@ BOUNDS = [
     asan(
         "segment sums: one row more",
         "rows.cuh",
-        "int i = chunk.row_begin; i < chunk.row_end;",
-        "int i = chunk.row_begin; i <= chunk.row_end;",
+        "i + r < rows ? widen",
+        "i + r <= rows ? widen",
         "rows",
         SUMS,
     ),
