@@ -82,7 +82,7 @@ inline void test_characteristics() {
     test_characteristic<float>(setup, DType::float32, Precision::high);
     test_characteristic<float>(setup, DType::float32, Precision::medium);
   }
-  if (!quick) test_characteristic<float>({"panels", {100, 1950}, 2100, 2}, DType::float32);
+  if (!quick) test_characteristic<float>({"panels", {100, 950}, 4150, 2}, DType::float32);
 }
 
 }  // namespace cases
