@@ -8,7 +8,7 @@
 // and no potential of a row is formed: its square and its potential are the same for all points. The largest
 // exponent of a row is taken off, so that no row's sum is out of range. A point so far from all rows that its
 // Q_j is gets its sum from logarithms (`far_point`). Of few points Newton's step (newton.inl) takes the place
-// of that iteration once little is missed: some four passes a turn instead of twenty. A step after which more
+// of that iteration once little is missed: some four passes a turn instead of 23. A step after which more
 // is missed is taken back and a quarter of it tried.
 //
 // Shapes: x (N, D), y (k, D), scores and plan (k, N). Operations: 2 N k D for the scores, and as many for the
